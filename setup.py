@@ -1,4 +1,4 @@
-"""Packaging for tinygpt: every fact is read from settings.ini, and data/ travels as tinygpt/shipped."""
+"""Packaging: every fact is read from settings.ini, and data/ travels in the wheel as tinygpt/shipped."""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -9,8 +9,15 @@ HERE = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(HERE / "settings.ini", encoding="utf-8")
 facts = config["DEFAULT"]
-extras = {name.removesuffix("_requirements"): facts[name].split() for name in facts if name.endswith("_requirements")}
-minors = range(int(facts["min_python"].split(".")[1]), int(facts["max_python"].split(".")[1]) + 1)
+
+
+def lines(name: str) -> list[str]:
+    "The lines of one setting, without the empty ones."
+    return [line.strip() for line in facts[name].splitlines() if line.strip()]
+
+
+extras = {name.removesuffix("_requirements"): lines(name) for name in facts if name.endswith("_requirements")}
+first, last = (int(facts[name].split(".")[1]) for name in ("min_python", "max_python"))
 
 setup(
     name=facts["lib_name"],
@@ -19,29 +26,26 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=facts["author"],
-    license="Apache-2.0",
+    author_email=facts["author_email"] or None,
+    url=facts["git_url"] or None,
+    license=facts["license_expression"],
     license_files=["LICENSE"],
     keywords=facts["keywords"].split(),
-    classifiers=[
-        "Intended Audience :: Developers",
-        "Intended Audience :: Education",
-        "Topic :: Scientific/Engineering :: Artificial Intelligence",
-        *[f"Programming Language :: Python :: 3.{minor}" for minor in minors],
-    ],
+    classifiers=lines("classifiers") + [f"Programming Language :: Python :: 3.{n}" for n in range(first, last + 1)],
     python_requires=f">={facts['min_python']}",
     packages=["tinygpt", "tinygpt.recipes", "tinygpt.static", "tinygpt.shipped"],
     package_dir={"tinygpt.shipped": "data"},
     package_data={
         "tinygpt": ["py.typed"],
         "tinygpt.recipes": ["*.yaml"],
-        "tinygpt.static": ["*"],
+        "tinygpt.static": ["**/*"],
         "tinygpt.shipped": ["**/*"],
     },
-    install_requires=facts["requirements"].split(),
+    install_requires=lines("requirements"),
     extras_require=extras,
     entry_points={
-        "console_scripts": facts["console_scripts"].split("\n"),
-        "nbdev": ["tinygpt=tinygpt._modidx:d"],
+        "console_scripts": lines("console_scripts"),
+        "nbdev": [f"{facts['lib_name']}={facts['lib_path']}._modidx:d"],
     },
     zip_safe=False,
 )

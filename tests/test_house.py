@@ -1,0 +1,311 @@
+"""The house around the book: packaging, pages, links, commands and workflows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import lint_notebooks as lint
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "index.qmd"]
+BOOK = [lint.Notebook(path) for path in lint.Book().paths]
+
+
+def settings() -> dict[str, str]:
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(config["DEFAULT"])
+
+
+def requirements(name: str) -> list[Requirement]:
+    return [Requirement(line) for line in settings()[name].splitlines() if line.strip()]
+
+
+def python(code: str, **env: str) -> str:
+    "What a fresh Python prints for `code`, in a folder that is not the repository."
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.anchor, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- the package ---------------------------------------------------------------------------------------------
+
+
+def test_versions_agree():
+    version = settings()["version"]
+    init = (ROOT / "tinygpt/__init__.py").read_text()
+    assert f'__version__ = "{version}"' in init
+    assert metadata.version("tinygpt") == version, "the installed package is older than the tree: make install"
+    newest = re.search(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text())
+    assert newest and newest[1] == version
+
+
+def test_importing_tinygpt_is_light():
+    heavy = sorted(lint.HEAVY)
+    assert python(f"import tinygpt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+    chapters = [f"tinygpt.{nb.module}" for nb in BOOK if nb.module and nb.module not in lint.HEAVY_CHAPTERS]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {chapters}]; print([m for m in {heavy} if m in sys.modules])"
+    assert python(code).strip() == "[]", "a chapter's module imports a large library when it is imported"
+
+
+def test_the_command_is_installed():
+    (command,) = metadata.entry_points(group="console_scripts", name="tinygpt")
+    assert command.value == "tinygpt.cli:main" and callable(command.load())
+
+
+def test_nbdev_knows_the_index():
+    (index,) = metadata.entry_points(group="nbdev", name="tinygpt")
+    assert set(index.load()["syms"]) >= {f"tinygpt.{nb.module}" for nb in BOOK if nb.module}
+
+
+def test_wheel_and_source_archive(tmp_path: Path):
+    "The wheel carries data/ as tinygpt/shipped, recipes, static files and py.typed; the source archive builds the same wheel."
+    tree = tmp_path / "tree"
+    skip = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("tinygpt", "data"):
+        shutil.copytree(ROOT / name, tree / name, ignore=skip)
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt", "CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, tree)
+    build = "import setuptools.build_meta as b; print(b.build_{}(r'{}'))"
+    env = os.environ | {"PYTHONWARNINGS": "ignore"}
+
+    def make(kind: str, where: Path) -> Path:
+        done = subprocess.run([sys.executable, "-c", build.format(kind, tmp_path)], cwd=where, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return tmp_path / done.stdout.split()[-1]
+
+    wheel = make("wheel", tree)
+    with zipfile.ZipFile(wheel) as z:
+        inside = set(z.namelist())
+        facts = z.read(next(n for n in inside if n.endswith("METADATA"))).decode()
+    files = lambda folder: {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}  # noqa: E731
+    for folder, place in (("data", "tinygpt/shipped"), ("tinygpt", "tinygpt")):
+        missing = {f"{place}/{name}" for name in files(tree / folder)} - inside
+        assert not missing, f"not in the wheel: {sorted(missing)}"
+    assert "tinygpt/py.typed" in inside and any(n.startswith("tinygpt/shipped/") for n in inside)
+    assert any(n.endswith("licenses/LICENSE") for n in inside)
+    assert not [n for n in inside if n.startswith(("nbs/", "tests/", "data/"))]
+    assert "License-Expression: Apache-2.0" in facts and "Requires-Python: >=3.11" in facts
+    for minor in (11, 12, 13):
+        assert f"Classifier: Programming Language :: Python :: 3.{minor}" in facts
+
+    shutil.unpack_archive(make("sdist", tree), tmp_path / "source")
+    (source,) = (tmp_path / "source").iterdir()
+    wheel.unlink()
+    with zipfile.ZipFile(make("wheel", source)) as z:
+        assert set(z.namelist()) == inside
+
+
+def test_constraints_pin_what_we_ask_for():
+    "Every direct requirement has an exact pin, within its bounds."
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pins[canonicalize_name(name)] = version
+    for extra in ("requirements", "dev_requirements", "scale_requirements", "tensorboard_requirements", "bench_requirements"):
+        for requirement in requirements(extra):
+            version = pins.get(canonicalize_name(requirement.name))
+            assert version, f"constraints.txt has no pin for {requirement.name}"
+            assert requirement.specifier.contains(version), f"{requirement.name}=={version} is outside {requirement.specifier}"
+    bounds = {str(r) for r in requirements("dev_requirements")}
+    assert {"nbdev==2.4.14", "execnb<0.2", "fastcore<1.13", "ghapi<2"} <= bounds
+
+
+# --- pages and links -----------------------------------------------------------------------------------------
+
+
+def slug(heading: str) -> str:
+    "The anchor that GitHub makes of a heading."
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def links(text: str) -> list[str]:
+    text = re.sub(r"(?ms)^```.*?^```", "", text)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    return re.findall(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_exist(page: str):
+    text = (ROOT / page).read_text()
+    anchors = {slug(h) for h in re.findall(r"(?m)^#+ (.*)", text)}
+    for link in links(text):
+        if not re.match(r"[a-z]+:", link):
+            target, _, anchor = link.partition("#")
+            assert not target or (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}, which is not there"
+            assert target or anchor in anchors, f"{page} links to #{anchor}, and has no such heading"
+
+
+def test_chapters_link_to_chapters():
+    "Links in the prose of notebooks lead to files of the book (JupyterLab follows them; Quarto turns .ipynb into pages)."
+    for nb in BOOK:
+        for cell in nb.cells:
+            for link in links(cell.source) if cell.kind == "markdown" else []:
+                target = link.partition("#")[0]
+                if target and not re.match(r"[a-z]+:", link):
+                    assert (nb.path.parent / target).exists(), f"{nb.name}, cell {cell.index} links to {target}, which is not there"
+
+
+def test_readme_lists_the_chapters():
+    "The table has one linked row for each notebook, in order, named as its front matter names it."
+    rows = re.findall(r"(?m)^\| \[([^\]]+)\]\((nbs/[^)]+)\) \|", (ROOT / "README.md").read_text())
+    titles = []
+    for nb in BOOK:
+        front = re.search(r"(?m)^title:\s*\"?(.*?)\"?\s*$", nb.cells[0].source)
+        titles.append((front[1] if front else nb.path.stem, nb.name))
+    assert rows == titles
+
+
+def test_readme_example_runs():
+    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    shape = python(f"{example}\nprint(logits.shape == (1, 16, tokenizer.vocab_size))")
+    assert shape.strip() == "True"
+
+
+def test_readme_and_makefile_agree():
+    make = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?m)^([a-z]+):.*## ", make))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"\bmake ([a-z]+)\b(?=[`\s;:,.)]|$)", " ".join(re.findall(r"`[^`]+`|(?m:^make .*$)", (ROOT / page).read_text()))))
+        assert named <= targets, f"{page} names {sorted(named - targets)}, which the Makefile lacks"
+    readme = (ROOT / "README.md").read_text()
+    assert {"demo", "test", "lab"} <= targets
+    assert "make demo" in readme and "make test" in readme and "make lab" in readme
+    assert "pip install -c constraints.txt -e '.[dev]'" in readme and "pip install -c constraints.txt -e '.[dev]'" in (ROOT / ".ci/install").read_text()
+    assert "https://download.pytorch.org/whl/cpu" in readme
+
+
+def test_site_has_every_chapter_and_the_readme():
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+    listed = re.findall(r"nbs/[\w.]+\.ipynb", json.dumps(site["website"]["sidebar"]))
+    assert listed == [nb.name for nb in BOOK]
+    assert site["project"]["render"] == ["index.qmd", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/*.ipynb"]
+    assert site["execute"]["enabled"] is False
+    assert yaml.safe_load((ROOT / "nbs/_metadata.yml").read_text())["ipynb-filters"] == ["nbdev_filter"]
+    assert "{{< include README.md >}}" in (ROOT / "index.qmd").read_text()
+    for place in re.findall(r"\bsite/[\w.]+", (ROOT / "_quarto.yml").read_text()):
+        assert (ROOT / place).exists(), f"_quarto.yml names {place}"
+
+
+PROCESS = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from nbdev.cli import nbdev_filter
+os.chdir("nbs")  # where Quarto runs the filter
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        page = nbdev_filter(nb_txt=Path(name).read_text(encoding="utf-8"), printit=False)
+    print(json.dumps([name, json.loads(page)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def processed() -> dict[str, str]:
+    "The Markdown of every page of the book, after nbdev has processed it as it does for the site."
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    call = [sys.executable, "-c", PROCESS, *(nb.path.name for nb in BOOK)]
+    done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = {}
+    for line in done.stdout.splitlines():
+        name, page = json.loads(line)
+        parts = []
+        for cell in page["cells"]:
+            if cell["cell_type"] == "markdown":
+                parts.append("".join(cell["source"]))
+            parts += ["".join(o["data"]["text/markdown"]) for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        pages[Path(name).stem.partition("_")[2] + ".html"] = "\n\n".join(parts)
+    return pages
+
+
+def test_processed_pages_link_to_each_other(processed: dict[str, str]):
+    "Every link that nbdev makes of a name in backticks leads to a page of the book and to a heading on it."
+    anchors = {page: {slug(h) for h in re.findall(r"(?m)^#+ (.*)", text)} for page, text in processed.items()}
+    followed = 0
+    for page, text in processed.items():
+        for link in re.findall(r"\]\(/?nbs/([^)\s]+)\)", text):
+            target, _, anchor = link.partition("#")
+            assert target in processed, f"{page} links to {target}, which is no page"
+            public = anchor and not anchor.startswith("_") and "." not in anchor  # methods and private names have no heading
+            assert not public or anchor in anchors[target], f"{page} links to {link}, and {target} has no such heading"
+            followed += 1
+    assert followed or len(BOOK) < 3, "nbdev made no links: is the package installed with its entry point?"
+
+
+def test_nothing_of_this_machine_is_named():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = files.stdout.split("\0") if files.returncode == 0 else []
+    for name in filter(None, names):
+        path = ROOT / name
+        if path.is_file() and path.stat().st_size < 3_000_000 and path.suffix not in {".png", ".safetensors", ".bin"}:
+            assert str(ROOT) + "/" not in path.read_text(encoding="utf-8", errors="ignore"), f"{name} names {ROOT}"
+
+
+# --- commands and workflows ----------------------------------------------------------------------------------
+
+
+def test_workflows():
+    flows = {p.name: yaml.safe_load(p.read_text()) for p in (ROOT / ".github/workflows").glob("*.yml")}
+    assert set(flows) == {"test.yml", "site.yml"}
+    matrix = flows["test.yml"]["jobs"]["test"]["strategy"]["matrix"]
+    facts = settings()
+    first, last = (int(facts[k].split(".")[1]) for k in ("min_python", "max_python"))
+    assert matrix["python"] == [f"3.{n}" for n in range(first, last + 1)]
+    assert matrix["os"] == ["ubuntu-latest", "macos-latest"]
+    steps = lambda flow: [s for job in flow["jobs"].values() for s in job["steps"]]  # noqa: E731
+    assert any(s.get("run") == "make test" for s in steps(flows["test.yml"]))
+    assert any(s.get("uses", "").startswith("quarto-dev/quarto-actions/") for s in steps(flows["site.yml"]))
+    for name, flow in flows.items():
+        assert flow[True], f"{name} runs on nothing"  # YAML reads the key `on` as true
+
+
+def shell(*command: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+
+
+def test_scripts_are_executable_bash():
+    for name in ("install", "test", "run"):
+        path = ROOT / ".ci" / name
+        assert os.access(path, os.X_OK) and shell("bash", "-n", str(path)).returncode == 0
+
+
+def test_an_old_python_is_named(tmp_path: Path):
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n")
+    old.chmod(0o755)
+    venv = tmp_path / "venv"
+    done = shell(".ci/install", PYTHON=str(old), VENV=str(venv))
+    assert done.returncode == 2 and not venv.exists()
+    assert "is Python 3.9.2, and tinygpt needs Python 3.11 to 3.13" in done.stderr
+    done = shell(".ci/install", PYTHON="python-that-is-missing", VENV=str(venv))
+    assert done.returncode == 2 and "'python-that-is-missing' is not there" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make():
+    listed = shell("make").stdout
+    for target in ("demo", "test", "lab", "chapters", "site", "bench", "clean", "help"):
+        assert re.search(rf"(?m)^  make {target}  +\S", listed), f"make help does not list {target}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("quarto") is not None, reason="needs make, and no Quarto")
+def test_make_site_without_quarto(tmp_path: Path):
+    "One line that says where to get it, and exit code 2; nbdev would start an installer of its own."
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    done = shell("make", "-o", f"{venv}/.installed", "site", VENV=str(venv))
+    assert done.returncode == 2 and done.stderr.startswith("make site: Quarto is not installed; get it from"), done
