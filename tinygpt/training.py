@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DataConfig', 'OptimConfig', 'RunConfig', 'TrainConfig', 'recipes', 'config_fields', 'make_config', 'read_config',
-           'config_to_dict', 'whole_directory', 'save_checkpoint', 'load_checkpoint', 'pick_device', 'make_tokenizer',
+           'config_to_yaml', 'whole_directory', 'save_checkpoint', 'load_checkpoint', 'pick_device', 'make_tokenizer',
            'make_batches', 'make_model', 'validate', 'bits_per_byte_per_nat', 'Progress', 'ProgressBar', 'Stopped',
-           'create_run', 'Run', 'open_run', 'read_run_config', 'find_checkpoint', 'load', 'resume', 'train']
+           'create_run', 'Run', 'open_run', 'run_data', 'read_run_config', 'find_checkpoint', 'load', 'resume', 'train']
 
 # %% ../nbs/08_training.ipynb #3cd8f284
 import difflib
@@ -188,7 +188,7 @@ def _flat(settings: Mapping, where: str, prefix: str = "") -> Iterator[tuple[str
             hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(sorted(sections))}"
             raise ValueError(f"{where}: unknown field {name}; {hint}")
 
-# %% ../nbs/08_training.ipynb #84af809b
+# %% ../nbs/08_training.ipynb #47fde5b4
 def make_config(
     settings: Mapping,  # nested as in a recipe, or with dotted names: {"model.n_layers": 2}
     where: str = "config",  # named in errors
@@ -237,9 +237,10 @@ def read_config(
     return make_config(settings | dict(_flat(overrides, "config")), str(path) if not overrides else "config")
 
 
-def config_to_dict(config: TrainConfig) -> dict:
-    "Plain numbers, texts and lists, as YAML and JSON have them."
-    return json.loads(json.dumps(asdict(config)))
+def config_to_yaml(config: TrainConfig) -> str:
+    "A recipe that says everything: `read_config` makes the same configuration of it."
+    plain = json.loads(json.dumps(asdict(config)))  # tuples become lists
+    return yaml.safe_dump({"version": 1} | plain, sort_keys=False)
 
 # %% ../nbs/08_training.ipynb #110ab4fc
 def _sync(path: Path) -> None:
@@ -527,7 +528,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #2b6dc496
+# %% ../nbs/08_training.ipynb #a2701bed
 def create_run(config: TrainConfig, progress: Progress | None = None) -> Path:
     """Make a run directory: tokenizer, tokens, the complete configuration. It appears only if all of it works.
 
@@ -556,8 +557,7 @@ def create_run(config: TrainConfig, progress: Progress | None = None) -> Path:
         TokenDataset(data_dir / "val", tokenizer)
         make_model(config, torch.device("cpu"))
         tokenizer.save(part / "tokenizer.json")
-        settings = {"version": 1} | config_to_dict(config)
-        (part / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (part / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     return out
 
 
@@ -573,7 +573,7 @@ def _free_directory(config: TrainConfig) -> Path:
         raise ValueError(f"config: run.out_dir={str(out)!r} exists; name a new one, or go on with --resume {out}")
     return out
 
-# %% ../nbs/08_training.ipynb #bbab1e41
+# %% ../nbs/08_training.ipynb #65c93ce0
 @dataclass
 class Run:
     "A run directory, opened: what it was told, and where it stands."
@@ -594,8 +594,7 @@ def open_run(run_dir: str | Path) -> Run:
     path = Path(run_dir)
     config = read_run_config(path)
     tokenizer = load_tokenizer(path / "tokenizer.json")
-    data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
-    train_set, val_set = (TokenDataset(data_dir / split, tokenizer) for split in ("train", "val"))
+    train_set, val_set = run_data(path, config, tokenizer)
     model, optimizer = make_model(config, pick_device(config.run.device))
     step, best = 0, math.inf
     if (path / "last.json").exists():
@@ -603,6 +602,12 @@ def open_run(run_dir: str | Path) -> Run:
     if (path / "best.json").exists():
         best = _read_json(path / "best.json", "tinygpt.pointer")["bits_per_byte"]
     return Run(path, config, tokenizer, train_set, val_set, model, optimizer, step, best)
+
+
+def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
+    "The training and validation tokens of a run. Raises FileNotFoundError or ValueError."
+    data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
+    return TokenDataset(data_dir / "train", tokenizer), TokenDataset(data_dir / "val", tokenizer)
 
 
 def read_run_config(path: Path) -> TrainConfig:
