@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'GPTConfig', 'make_norm', 'Block', 'GPT', 'init_weights']
 
-# %% ../nbs/06_model.ipynb #834f5fe8
-import dataclasses
+# %% ../nbs/06_model.ipynb #6f59dd2c
+import math
 from dataclasses import dataclass
 from typing import Literal
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .layers import Linear, Embedding, RMSNorm, LayerNorm, SwiGLU, GeluMLP, cross_entropy
 from .attention import Attention, AttentionConfig, Plan, check, make_rope, plan_attention
 
-# %% ../nbs/06_model.ipynb #d421d332
+# %% ../nbs/06_model.ipynb #1b5a9d00
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(AttentionConfig):
     "What a model is made from. Raises ValueError for what cannot be built."
@@ -32,10 +32,9 @@ class GPTConfig(AttentionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for field, least in (("vocab_size", 0), ("n_layers", 1), ("d_ff", 1)):
-            value = getattr(self, field)
-            check(value is None or value >= least, "GPTConfig", f"{field}={value}", f"is below {least}", "give a greater number")
-        check(self.init_std >= 0, "GPTConfig", f"init_std={self.init_std}", "is negative", "0.02 is usual")
+        for name, low in dict(vocab_size=0, n_layers=1, d_ff=1, init_std=0).items():
+            value = getattr(self, name)
+            check(value is None or low <= value < math.inf, "GPTConfig", f"{name}={value}", f"must be finite and at least {low}", "give more")
 
     @property
     def mlp_width(self) -> int: # M
@@ -78,7 +77,7 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
-# %% ../nbs/06_model.ipynb #508a8149
+# %% ../nbs/06_model.ipynb #5fda4c53
 class GPT(nn.Module):
     "A decoder-only transformer. Raises ValueError if cfg.vocab_size is 0."
     def __init__(self, cfg: GPTConfig):
@@ -132,9 +131,10 @@ class GPT(nn.Module):
     ) -> Tensor: # scalar, nats per counted token
         "Mean cross-entropy. Raises ValueError if every target is -100."
         x = self.hidden(ids, positions, doc_ids)
-        if targets.is_cuda: return cross_entropy(self.logits(x), targets) # counting would make the GPU wait
-        counted = (targets.reshape(-1) != -100).nonzero()[:, 0] # padding takes no part in the largest product
-        if len(counted) < targets.numel(): x, targets = x.flatten(0, 1)[counted], targets.reshape(-1)[counted]
+        if targets.device.type == "cpu" and not torch.compiler.is_compiling(): # a GPU would wait for the count
+            x, targets = x.flatten(0, 1), targets.flatten() # (B·T, C), (B·T,)
+            counted = (targets != -100).nonzero()[:, 0] # padding stays out of the largest product of all
+            if 0 < len(counted) < len(targets): x, targets = x.index_select(0, counted), targets[counted]
         return cross_entropy(self.logits(x), targets)
 
 # %% ../nbs/06_model.ipynb #ea788572
