@@ -52,7 +52,7 @@ bench: $(INSTALLED)  ## side by side with other libraries, on the same work
 
 clean:  ## remove what the tools have written; .venv and your runs/ stay
 	rm -rf build dist *.egg-info _proc _site .quarto .pytest_cache .hypothesis nbdev.yml sidebar.yml
-	find nbs tests tinygpt bench -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find nbs tests tinygpt -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean  ## clean, and remove .venv too
 	rm -rf $(VENV)

@@ -28,7 +28,7 @@ setup(
     author=facts["author"],
     author_email=facts["author_email"] or None,
     url=facts["git_url"] or None,
-    license=facts["license_expression"],
+    license_expression=facts["license_expression"],
     license_files=["LICENSE"],
     keywords=facts["keywords"].split(),
     classifiers=lines("classifiers") + [f"Programming Language :: Python :: 3.{n}" for n in range(first, last + 1)],

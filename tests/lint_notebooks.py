@@ -166,6 +166,8 @@ def cell_ids(nb: Notebook, book: Book) -> Found:
 
 def outputs(nb: Notebook, book: Book) -> Found:
     "Stored outputs are what readers see: no tracebacks, no warnings, no progress bars."
+    if nb.code() and not any(c.outputs for c in nb.code()):
+        yield None, "has no stored outputs, and readers would see none; run make chapters"
     for c in nb.code():
         for o in c.outputs:
             if o.get("output_type") == "error":
@@ -213,7 +215,7 @@ def backward_imports(nb: Notebook, book: Book) -> Found:
                 continue
             for target in [rest.partition(".")[0]] if rest else names:
                 chapter = book.chapters.get(target)
-                if chapter is None and not rest and names:
+                if chapter is None and not rest and names and not target.startswith("__"):
                     yield c, f"imports {target} from the package itself; name the chapter: from tinygpt.<chapter> import {target}"
                 elif chapter is not None and chapter >= nb.number:
                     yield c, f"imports tinygpt.{target}, which is chapter {chapter:02d}: exported cells of chapter {nb.number:02d} may import earlier chapters only"

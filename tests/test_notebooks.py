@@ -35,7 +35,7 @@ def picture() -> dict:
 
 GOOD = [
     code("#| default_exp attention"),
-    code("#| export\nimport math\nfrom tinygpt.rope import turn"),
+    code("#| export\nimport math\nfrom tinygpt import __version__\nfrom tinygpt.rope import turn"),
     code('#| exports\ndef attend(x: float) -> float:\n    "Look back.\\n\\n    #| not a directive"\n    import matplotlib\n    return math.exp(x)'),
     code("assert attend(0) == 1\nprint('a/b/c https://example.org/home/x ./tmp/x')", stream("1 of 2")),
     code('#| fig-cap: "It grows."\n#| fig-alt: "A curve."\nplot()', picture()),
@@ -65,7 +65,7 @@ def book(tmp_path: Path, root: Path) -> Path:
     for name in ("04_rope", "06_model"):
         word = name[3:]
         front = f'---\ntitle: "{name[:2]} · {word.title()}"\noutput-file: {word}.html\n---'
-        cells = [code(f"#| default_exp {word}"), code(f"#| export\ndef {'turn' if word == 'rope' else 'GPT'}(x): return x")]
+        cells = [code(f"#| default_exp {word}"), code(f"#| export\ndef {'turn' if word == 'rope' else 'GPT'}(x): return x"), code("print(1)", stream("1\n"))]
         write(tmp_path, cells, f"{name}.ipynb", front)
     return tmp_path
 
@@ -134,6 +134,11 @@ def test_a_planted_fault_is_found(book: Path, rule: str, says: str, cell: dict):
 def test_front_matter(book: Path, kw: dict, says: str):
     found = lint.Book(book).lint([write(book, GOOD, **kw)])
     assert "front-matter" in {p.rule for p in found} and any(says in p.message for p in found), found
+
+
+def test_a_chapter_without_outputs(book: Path):
+    (found,) = lint.Book(book).lint([write(book, [code("print(1)")])])
+    assert found.rule == "output" and "has no stored outputs" in found.message
 
 
 def test_an_old_or_broken_notebook(book: Path):
