@@ -1,14 +1,14 @@
 # The commands of the book. `make` alone lists them.
 PYTHON ?=
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
+BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 CHAPTERS ?=
 export PYTHON VENV JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lab chapters export site bench clean distclean
+.PHONY: help install demo test lab chapters export site bench clean
 
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +42,7 @@ site: $(INSTALLED)  ## render the book as a website into _site (needs Quarto)
 		echo "make site: Quarto is not installed; get it from https://quarto.org/docs/get-started/ and run 'make site' again" >&2; \
 		exit 2; }
 	@rm -rf .quarto
-	@PATH="$(BIN):$$PATH" QUARTO_PYTHON="$(BIN)/python" quarto render
+	@bin=$$(cd "$(BIN)" && pwd) && PATH="$$bin:$$PATH" QUARTO_PYTHON="$$bin/python" quarto render
 	@echo "make site: open _site/index.html"
 
 bench: $(INSTALLED)  ## side by side with other libraries, on the same work
@@ -53,6 +53,3 @@ bench: $(INSTALLED)  ## side by side with other libraries, on the same work
 clean:  ## remove what the tools have written; .venv and your runs/ stay
 	rm -rf build dist *.egg-info _proc _site .quarto .pytest_cache .hypothesis nbdev.yml sidebar.yml
 	find nbs tests tinygpt -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
-
-distclean: clean  ## clean, and remove .venv too
-	rm -rf $(VENV)

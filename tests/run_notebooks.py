@@ -47,7 +47,9 @@ def run(path: Path, timeout: float | None = 600) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=where).execute()
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", record_timing=False, resources=where)
+    client.extra_arguments = ["--log-level=ERROR"]  # else each kernel warns about its own transport
+    client.execute()
     notebook.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
     draft = path.with_name(f".draft-{path.name}")
     try:

@@ -207,9 +207,13 @@ from pathlib import Path
 from nbdev.cli import nbdev_filter
 os.chdir("nbs")  # where Quarto runs the filter
 for name in sys.argv[1:]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        page = nbdev_filter(nb_txt=Path(name).read_text(encoding="utf-8"), printit=False)
-    print(json.dumps([name, json.loads(page)]))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            page = json.loads(nbdev_filter(nb_txt=Path(name).read_text(encoding="utf-8"), printit=False))
+    except Exception as error:
+        cause = error.__cause__ or error
+        page = f"nbs/{name}: {error}\\n{type(cause).__name__}: {cause}"
+    print(json.dumps([name, page]))
 """
 
 
@@ -220,15 +224,19 @@ def processed() -> dict[str, str]:
     call = [sys.executable, "-c", PROCESS, *(nb.path.name for nb in BOOK)]
     done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = {}
+    pages, failed = {}, []
     for line in done.stdout.splitlines():
         name, page = json.loads(line)
+        if isinstance(page, str):
+            failed.append(page)
+            continue
         parts = []
         for cell in page["cells"]:
             if cell["cell_type"] == "markdown":
                 parts.append("".join(cell["source"]))
             parts += ["".join(o["data"]["text/markdown"]) for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
         pages[Path(name).stem.partition("_")[2] + ".html"] = "\n\n".join(parts)
+    assert not failed, "nbdev cannot document these chapters for the site:\n" + "\n".join(failed)
     return pages
 
 
