@@ -130,17 +130,17 @@ def stream_pieces(
             wanted = max(CHUNK, 2 * size)  # a piece of a megabyte is not scanned a thousand times
     yield from settled("".join(parts), is_last=True)
 
-# %% ../nbs/01_tokenizer.ipynb #08aff112
+# %% ../nbs/01_tokenizer.ipynb #4b890b5c
 def read_file(
     path: Path,
-) -> Iterator[str]:  # parts of about a megabyte, line ends as they are
+) -> Iterator[str]:  # parts of 64 kB, line ends as they are
     "A UTF-8 file as it streams by. Raises FileNotFoundError, or ValueError naming the first bad byte."
     if not path.is_file():
         raise FileNotFoundError(f"read_file: path={str(path)!r} is not a file; check the name")
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(path, "rb") as file:
         while True:
-            block = file.read(1 << 20)
+            block = file.read(1 << 16)
             try:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
