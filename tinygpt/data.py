@@ -758,46 +758,45 @@ def padded_batch(dataset: TokenDataset, starts: np.ndarray, lengths: np.ndarray,
     ids, targets = np.where(inside, rows[:, :-1], dataset.eot_id), np.where(inside, rows[:, 1:], -100)
     return Batch(torch.from_numpy(ids), torch.from_numpy(targets))
 
-# %% ../nbs/02_data.ipynb #c652012c
+# %% ../nbs/02_data.ipynb #c39fff89
 class WholeDocuments:
     """
     Documents from their first token on, similar lengths together; the targets of padding are -100.
 
-    A document longer than the context goes on in further rows. `batch(step)` depends on nothing but the data,
-    the seed and the step, and every piece comes once before any comes again.
+    A document longer than the context goes on in further rows. Every piece comes once in an epoch.
+    `batch(step)` depends on nothing but the data, the seed and the step.
     """
 
     def __init__(
         self,
         dataset: TokenDataset,
-        batch_size: int,      # B, documents
+        batch_size: int,      # B, documents at most; the batches of an epoch are as equal as can be
         context_length: int,  # the longest T
         seed: int = 0,
         pool: int = 64,       # batches that are sorted by length together; 1 does not sort
     ):
         check_window(f"WholeDocuments: {dataset.path}", context_length + 1, batch_size, context_length)
         self.dataset, self.batch_size, self.context_length = dataset, batch_size, context_length
-        self.seed, self.pool, self.latest = seed, pool, (-1, None)
+        self.seed, self.planned = seed, (-1, [])
         self.starts, self.lengths = document_pieces(dataset, context_length)
+        self.n_pools = -(-len(self.starts) // (pool * batch_size))
+        self.batches_per_epoch = len(self.plan(0))
 
-    @property
-    def batches_per_epoch(self) -> int:
-        "Batches until every piece was seen."
-        return -(-len(self.starts) // self.batch_size)
-
-    def plan(self, i: int) -> np.ndarray:
-        "The pieces of each batch in pool `i`, (pool, B)."
-        size = self.pool * self.batch_size
-        order = endless_order(len(self.starts), self.seed, i * size, (i + 1) * size)
-        rows = order[np.argsort(self.lengths[order], kind="stable")].reshape(self.pool, self.batch_size)
-        return rows[np.random.default_rng((self.seed, i, 1)).permutation(self.pool)]
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        "The pieces of each batch of an epoch."
+        batches = []
+        for part in np.array_split(permutation(len(self.starts), self.seed, epoch), self.n_pools):
+            part = part[np.argsort(self.lengths[part], kind="stable")]
+            batches += np.array_split(part, -(-len(part) // self.batch_size))
+        order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(batches))
+        return [batches[i] for i in order]
 
     def batch(self, step: int) -> Batch:
         "The documents of a step."
-        i, place = divmod(step, self.pool)
-        if self.latest[0] != i:
-            self.latest = i, self.plan(i)
-        rows = self.latest[1][place]
+        epoch, place = divmod(step, self.batches_per_epoch)
+        if self.planned[0] != epoch:
+            self.planned = epoch, self.plan(epoch)
+        rows = self.planned[1][place]
         return padded_batch(self.dataset, self.starts[rows], self.lengths[rows], self.context_length)
 
 # %% ../nbs/02_data.ipynb #0a4cf207
@@ -817,7 +816,7 @@ def eval_batches(
         rows = order[first : first + batch_size]
         yield padded_batch(dataset, starts[rows], lengths[rows], context_length)
 
-# %% ../nbs/02_data.ipynb #73ff985f
+# %% ../nbs/02_data.ipynb #f4f9f626
 N_HASHES, N_BANDS = 64, 16
 MULTIPLY, ADD = np.random.default_rng(0).integers(1 << 64, size=(2, N_HASHES), dtype=np.uint64) | np.uint64(1)
 
@@ -829,9 +828,10 @@ def minhash(text: str, n_words: int = 5) -> np.ndarray:  # (64,) uint32
     Broder 1997, "On the resemblance and containment of documents"; its permutations are here multiply-shift hashes.
     """
     words = text.lower().split()
-    runs = {zlib.crc32(" ".join(words[i : i + n_words]).encode()) for i in range(max(1, len(words) - n_words + 1))}
-    runs = np.fromiter(runs, np.uint64)
-    return np.array([(runs * a + b).min() >> np.uint64(32) for a, b in zip(MULTIPLY, ADD)], np.uint32)
+    runs = {" ".join(words[i : i + n_words]) for i in range(max(1, len(words) - n_words + 1))}
+    keys = np.array([[zlib.crc32(run.encode())] for run in runs], np.uint64)  # (n_runs, 1)
+    parts = [(keys[i : i + 4096] * MULTIPLY + ADD).min(axis=0) for i in range(0, len(keys), 4096)]
+    return (np.min(parts, axis=0) >> np.uint64(32)).astype(np.uint32)
 
 # %% ../nbs/02_data.ipynb #6677e532
 class NearIndex:
