@@ -94,16 +94,16 @@ def split_overrides(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"{word} needs a value: {word} VALUE")
     return found, rest
 
-# %% ../nbs/23_cli.ipynb #22fcd556
+# %% ../nbs/23_cli.ipynb #28e3e7de
 def _fields_help() -> str:
     "Every field of a configuration with its default and the comment that stands beside it in the source."
     import dataclasses
     import inspect
     import re
 
-    from tinygpt.training import TrainConfig
+    from tinygpt.training import TrainConfig, config_fields, type_in_words
 
-    lines = []
+    lines, types = [], config_fields()
     for section in dataclasses.fields(TrainConfig):
         value = getattr(TrainConfig(), section.name)
         comments = {}
@@ -111,11 +111,13 @@ def _fields_help() -> str:
             comments |= dict(re.findall(r"(?m)^    (\w+): .*?# (.*)$", inspect.getsource(kind)))
         lines.append("")
         for f in dataclasses.fields(value):
-            name = f"--{section.name}.{f.name}"
-            lines.append(f"  {name:26} {comments.get(f.name, '')} [{getattr(value, f.name)}]")
+            name = f"{section.name}.{f.name}"
+            kind = type_in_words(types[name][0])
+            says = ": ".join(filter(None, (comments.get(f.name), kind if kind.startswith("one of") else "")))
+            lines.append(f"  {'--' + name:26} {says} [{getattr(value, f.name)}]")
     return "\n".join(lines)
 
-# %% ../nbs/23_cli.ipynb #65c4db2d
+# %% ../nbs/23_cli.ipynb #90ff65e3
 def _latest_run() -> Path:
     "The run in runs/ that was trained last. Raises FileNotFoundError if there is none."
     runs = sorted(Path("runs").glob("*/last.json"), key=lambda path: path.stat().st_mtime)
@@ -153,11 +155,13 @@ def _write_texts(model, tokenizer, n: int, seed: int = 0, max_new_tokens: int | 
     return texts
 
 
-def _load_rungs(source: str):
-    "What counting reaches on a shipped corpus, and the floor; None for other texts."
-    from tinygpt import worlds
+def _rungs_of(data):
+    "What counting reaches on the corpus of a DataConfig, and the floor; None for a text whose floor nobody knows."
+    from tinygpt.data import shipped_names
+    from tinygpt.worlds import load_rungs
 
-    return worlds.load_rungs(source) if hasattr(worlds, "load_rungs") else None
+    own = data.source in shipped_names() and data.val_source is None and data.val_frac is None
+    return load_rungs(data.source) if own else None
 
 
 def _figures(bits_per_byte: float, rungs) -> str:
@@ -172,7 +176,7 @@ def _figures(bits_per_byte: float, rungs) -> str:
         f"  {found['bits_per_tale']:.2f}  bits above the floor per tale"
     )
 
-# %% ../nbs/23_cli.ipynb #e43b0c24
+# %% ../nbs/23_cli.ipynb #facfbc16
 def _train_and_show(config=None, run_dir: Path | None = None, samples: bool = True) -> Path:
     "Train a new run, or go on with one, with a bar on stderr and samples as it learns."
     from tinygpt import training
@@ -181,7 +185,7 @@ def _train_and_show(config=None, run_dir: Path | None = None, samples: bool = Tr
     if config is not None:
         run_dir = training.create_run(config, bar)
     config = training.read_run_config(run_dir)
-    rungs = _load_rungs(config.data.source)
+    rungs = _rungs_of(config.data)
     bar.floor = rungs and rungs.floor
     n_sampled = min(200, config.model.context_length - 1)
 
@@ -236,12 +240,12 @@ def _report(path: Path) -> None:
     from tinygpt.training import read_run_config
 
     best = json.loads((path / "best.json").read_text(encoding="utf-8"))
-    print(f"{_figures(best['bits_per_byte'], _load_rungs(read_run_config(path).data.source))}")
+    print(f"{_figures(best['bits_per_byte'], _rungs_of(read_run_config(path).data))}")
     print(f"\nthe run lies in {path} (best checkpoint: step {best['step']:,})")
     print(f"  tinygpt generate {path}        let it write")
     print(f"  tinygpt evaluate {path}        measure it")
 
-# %% ../nbs/23_cli.ipynb #a50dc2e8
+# %% ../nbs/23_cli.ipynb #2a6ad463
 def _generate(argv: Sequence[str]) -> int:
     "Let a trained model write."
     parser = _Parser("generate", "Let a trained model continue a text, or write one from its beginning.", """
@@ -274,8 +278,9 @@ def _generate(argv: Sequence[str]) -> int:
     text_of = lambda ids: tokenizer.decode_iterable(i for i in ids if i != tokenizer.eot_id)
     if args.stream:
         for i in range(args.n):
+            ids = stream(model, prompt, n_new, generator=generator, **options)
             print(args.prompt, end="", flush=True)
-            for piece in text_of(stream(model, prompt, n_new, generator=generator, **options)):
+            for piece in text_of(ids):
                 print(piece, end="", flush=True)
             print("\n" if i < args.n - 1 else "")
     else:
@@ -283,7 +288,7 @@ def _generate(argv: Sequence[str]) -> int:
         print("\n\n".join("".join(text_of(row)) for row in rows))
     return 0
 
-# %% ../nbs/23_cli.ipynb #aa7ad5f9
+# %% ../nbs/23_cli.ipynb #804928af
 def _evaluate(argv: Sequence[str]) -> int:
     "Measure a trained model."
     parser = _Parser("evaluate", "How many bits per byte a model needs for its validation text, and how far that is from perfect.", """
@@ -301,7 +306,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     run_dir = path if (path / "config.yaml").exists() else path.resolve().parents[1]  # a checkpoint's run
     config = read_run_config(run_dir)
     _, val_set = run_data(run_dir, config, tokenizer)
-    print(_figures(validate(model, val_set)["bits_per_byte"], _load_rungs(config.data.source)))
+    print(_figures(validate(model, val_set)["bits_per_byte"], _rungs_of(config.data)))
     if args.tales:
         print(_consistency(_write_texts(model, tokenizer, args.tales, args.seed)))
     return 0
@@ -312,10 +317,10 @@ def _consistency(texts: list[str]) -> str:
     from tinygpt.worlds import consistency
 
     found = consistency(texts)
-    reasons = "".join(f"\n  {count:5}  {reason}" for reason, count in dict(found.reasons).items())
-    return f"{found.share:.1%} of {len(texts):,} tales are consistent{reasons}"
+    reasons = "".join(f"\n  {count:5}  leave the world at: {kind}" for kind, count in found.reasons.most_common())
+    return f"{found.share:.1%} of {len(texts):,} new tales are consistent: names, places and counts hold to the end{reasons}"
 
-# %% ../nbs/23_cli.ipynb #91dda7f8
+# %% ../nbs/23_cli.ipynb #b7a304ce
 def _data(argv: Sequence[str]) -> int:
     "List texts, look at one, prepare one, or write more tales."
     parser = _Parser("data", "What there is to read: list it, look at it, prepare it for training, or write more tales.", """
@@ -328,6 +333,7 @@ def _data(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("source", nargs="?", help="a shipped corpus, file, folder, glob, or data set")
     add("--out", metavar="PATH", help="where the tokens (a directory) or the new tales (a file) go")
+    add("--text_field", default="text", metavar="NAME", help="column of the text in JSON lines and data sets; a,b joins two [text]")
     add("--tokenizer", default="bpe", help="char, byte, bpe, or the path of a saved one [bpe]")
     add("--vocab_size", type=whole, default=4096, metavar="N", help="tokens of a bpe [4096]")
     add("--val_frac", type=number, metavar="X", help="share held out for validation [a tenth, or the source's own]")
@@ -339,17 +345,17 @@ def _data(argv: Sequence[str]) -> int:
     if args.n is not None:
         return _more_tales(args)
     if args.out is None:
-        return _peek(args.source)
+        return _peek(args.source, args.text_field)
     from tinygpt import training
-    from tinygpt.data import TokenDataset, prepare
+    from tinygpt.data import TokenDataset
 
     if Path(args.out).exists():
         raise ValueError(f"data: --out {args.out} exists; name a new directory")
     config = training.DataConfig(
-        source=args.source, tokenizer=args.tokenizer, vocab_size=args.vocab_size, val_frac=args.val_frac
+        source=args.source, text_field=args.text_field, tokenizer=args.tokenizer, vocab_size=args.vocab_size, val_frac=args.val_frac
     )
     with training.whole_directory(Path(args.out)) as part:
-        prepare(args.source, training.make_tokenizer(config), part, args.val_frac)
+        training.prepare_tokens(config, training.make_tokenizer(config), part)
     for split in ("train", "val"):
         found = TokenDataset(Path(args.out) / split)
         print(f"{split:5}  {found.n_docs:9,} documents  {found.n_text_bytes:12,} bytes  {found.n_tokens:12,} tokens")
@@ -368,32 +374,33 @@ def _list_sources() -> int:
     return 0
 
 
-def _peek(source: str) -> int:
+def _peek(source: str, text_field: str) -> int:
     from tinygpt.data import documents
 
-    texts = documents(source)
-    print(textwrap.shorten(next(texts), 1200, placeholder=" ..."))
+    text = next(documents(source, text_field), None)
+    if text is None:
+        raise ValueError(f"data: {source} holds no text")
+    print(text if len(text) < 1200 else text[:1200] + " ...")
     print(f"\nprepare it with: tinygpt data {source} --out DIRECTORY")
     return 0
 
 
 def _more_tales(args: argparse.Namespace) -> int:
-    from tinygpt.tokenizer import write_atomically
-    from tinygpt.worlds import Tales
+    from tinygpt.worlds import Tales, write_tales
 
     if args.source != "tales":
         raise ValueError(f"data: --n writes new tales; {args.source!r} is not a world that can: use tinygpt data tales --n {args.n}")
     if args.n < 1:
         raise ValueError(f"data: --n {args.n} must be 1 or more")
     world = Tales(args.seed)
-    text = "\n<|endoftext|>\n".join(world.tale().text for _ in range(args.n)) + "\n"
+    tales = (world.tale() for _ in range(args.n))
     if args.out is None:
-        print(text, end="")
+        for tale in tales:
+            print(f"{tale.text}\n")
     elif Path(args.out).exists():
         raise ValueError(f"data: --out {args.out} exists; name a new file")
     else:
-        write_atomically(args.out, text)
-        print(f"{args.n:,} tales, {len(text):,} characters, in {args.out}")
+        print(f"{write_tales(args.out, tales):,} tales in {args.out}")
     return 0
 
 # %% ../nbs/23_cli.ipynb #75c0f366
@@ -485,7 +492,7 @@ def _doctor(argv: Sequence[str]) -> int:
     print("all is well" if not ill else f"{ill} to mend")
     return 1 if ill else 0
 
-# %% ../nbs/23_cli.ipynb #71c9e0c4
+# %% ../nbs/23_cli.ipynb #df533243
 def _demo(argv: Sequence[str]) -> int:
     "Train on the Tales, then tell stories."
     parser = _Parser("demo", "Train a small transformer on the Tales in a few minutes, watch it learn, and hear its stories.", """
@@ -495,7 +502,7 @@ def _demo(argv: Sequence[str]) -> int:
     parser.add_argument("--tales", type=whole, default=200, metavar="N", help="how many of its stories are checked for consistency [200]")
     overrides, rest = split_overrides(argv)
     args = parser.parse(rest)
-    from tinygpt import training, worlds
+    from tinygpt import training
 
     config = training.read_config("tales", overrides)
     print(
@@ -510,7 +517,7 @@ def _demo(argv: Sequence[str]) -> int:
     for text in _write_texts(model, tokenizer, 3, seed=1):
         print(textwrap.indent(textwrap.fill(text, 90), "  ") + "\n")
     _report(path)
-    if hasattr(worlds, "consistency") and args.tales:
+    if args.tales:
         print("\n" + _consistency(_write_texts(model, tokenizer, args.tales, seed=2)))
     return 0
 
