@@ -627,11 +627,11 @@ def test_a_changed_file_is_noticed(trained, tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "not sound JSON"),
+        (b"", "no sound JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[]", "no JSON object"),
-        (b"{" * 100_000, "not sound JSON"),
-        (b"[" * 100_000, "not sound JSON"),
+        (b"{" * 100_000, "no sound JSON"),
+        (b"[" * 100_000, "no sound JSON"),
         (b'{"format": "tinygpt tokenizer", "format": 1}', "twice"),
         (b'{"version": "1.0", "truncation": null, "model": {"type": "BPE"}}', "format=None"),
         (b'{"format": "tinygpt tokenizer", "version": 2}', "update tinygpt"),

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['EOT', 'GPT2_PATTERN', 'GPT4_PATTERN', 'BLOCKS_PATTERN', 'CHUNK', 'LOOKAHEAD', 'MIRROR', 'FORMAT', 'VERSION',
-           'TO_PRINTABLE', 'FROM_PRINTABLE', 'split_pieces', 'well_formed', 'stream_pieces', 'read_file', 'read_texts',
-           'count_pieces', 'sorts_backwards', 'merge_pair', 'learn_merges', 'apply_merges', 'place_special',
-           'choose_special', 'as_list', 'write_atomically', 'Tokenizer', 'CharTokenizer', 'ByteTokenizer',
-           'printable_bytes', 'printable', 'from_printable', 'rank_merges', 'parse_merges', 'learn_vocab',
-           'BPETokenizer', 'describe_bpe', 'read_json', 'read_gpt2', 'load_tokenizer', 'to_rust', 'encode_in_rust',
-           'to_hf']
+           'Allowed', 'TO_PRINTABLE', 'FROM_PRINTABLE', 'split_pieces', 'well_formed', 'stream_pieces', 'read_file',
+           'open_documents', 'count_pieces', 'sorts_backwards', 'merge_pair', 'learn_merges', 'apply_merges',
+           'place_special', 'choose_special', 'as_list', 'write_atomically', 'Tokenizer', 'CharTokenizer',
+           'ByteTokenizer', 'printable_bytes', 'printable', 'from_printable', 'rank_merges', 'parse_merges',
+           'learn_vocab', 'BPETokenizer', 'describe_bpe', 'read_json', 'read_gpt2', 'load_tokenizer', 'to_rust',
+           'encode_in_rust', 'to_hf']
 
-# %% ../nbs/01_tokenizer.ipynb #2481db76
+# %% ../nbs/01_tokenizer.ipynb #8f92e10f
 import codecs
 import hashlib
 import heapq
@@ -25,6 +25,8 @@ from pathlib import Path
 import regex
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
+
+from .worlds import shipped
 
 # %% ../nbs/01_tokenizer.ipynb #f5e6b9ad
 EOT = "<|endoftext|>"  # stands between two documents
@@ -86,7 +88,7 @@ def well_formed(
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-# %% ../nbs/01_tokenizer.ipynb #55528276
+# %% ../nbs/01_tokenizer.ipynb #5cbff8ea
 CHUNK = 1 << 16  # characters that are looked at together
 LOOKAHEAD = 16   # how far past white space a pattern may look before it settles on a piece
 
@@ -109,7 +111,7 @@ def stream_pieces(
                 yield piece, False
             yield match.group(), True
             start = match.end()
-        # What is still to come can change pieces after the last visible character before the margin.
+        # More text can change pieces after the last visible character before the margin.
         limit = len(buffer) if is_last else len(buffer[:-LOOKAHEAD - longest].rstrip()) - 1
         for piece in split_pieces(buffer[start:], pattern):
             start += len(piece)
@@ -130,7 +132,7 @@ def stream_pieces(
             wanted = max(CHUNK, 2 * size)  # a piece of a megabyte is not scanned a thousand times
     yield from settled("".join(parts), is_last=True)
 
-# %% ../nbs/01_tokenizer.ipynb #4b890b5c
+# %% ../nbs/01_tokenizer.ipynb #b4f3243f
 def read_file(
     path: Path,
 ) -> Iterator[str]:  # parts of 64 kB, line ends as they are
@@ -151,7 +153,7 @@ def read_file(
                 return
 
 
-def read_texts(
+def open_documents(
     source: str | Path | Iterable[str],  # a text, a path, an open file, or documents
 ) -> Iterator[Iterable[str]]:  # documents, each in parts
     """
@@ -172,18 +174,18 @@ def read_texts(
     elif isinstance(source, Iterable) and not isinstance(source, bytes):
         yield from ((text,) for text in source)
     else:
-        raise ValueError(f"read_texts: source={source!r:.40} is a {type(source).__name__}; "
+        raise ValueError(f"open_documents: source={source!r:.40} is a {type(source).__name__}; "
                          "pass a text, a path, an open text file, or an iterable of texts")
 
-# %% ../nbs/01_tokenizer.ipynb #99317048
+# %% ../nbs/01_tokenizer.ipynb #6bd4c599
 def count_pieces(
-    source: str | Path | Iterable[str],        # see `read_texts`
+    source: str | Path | Iterable[str],        # see `open_documents`
     pattern: str = GPT2_PATTERN,
     special_tokens: Collection[str] = (EOT,),  # cut out, so that nothing is counted across them
 ) -> Counter[str]:  # piece -> how often
-    "Count the pieces of a corpus as it streams by. Raises as `read_texts` and `split_pieces` do."
+    "Count the pieces of a corpus as it streams by. Raises as `open_documents` and `split_pieces` do."
     counts = Counter()
-    for parts in read_texts(source):
+    for parts in open_documents(source):
         counts.update(piece for piece, is_special in stream_pieces(parts, pattern, special_tokens)
                       if not is_special)
     return counts
@@ -328,7 +330,10 @@ def choose_special(
                          f"choose from {list(special_tokens)}")
     return chosen
 
-# %% ../nbs/01_tokenizer.ipynb #b3ef8b22
+# %% ../nbs/01_tokenizer.ipynb #73d32b07
+FORMAT, VERSION = "tinygpt tokenizer", 1  # of the file
+Allowed = Collection[str] | str           # special tokens that a text may use, by name, or "all"
+
 def as_list(
     ids: Iterable[int],  # a list, or an array or tensor with one axis
 ) -> Iterable[int]:
@@ -354,9 +359,7 @@ def write_atomically(path: str | Path, content: str) -> Path:
         temporary.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/01_tokenizer.ipynb #404ce74f
-FORMAT, VERSION = "tinygpt tokenizer", 1  # of the file
-
+# %% ../nbs/01_tokenizer.ipynb #18c20f7d
 class Tokenizer:
     "What all tokenizers share: a vocabulary, special tokens, streaming, decoding and the file."
     kind: str = ""                                   # the name in the file
@@ -380,11 +383,11 @@ class Tokenizer:
         "SHA-256 of all that decides about ids: equal for equal tokenizers, on every machine."
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
-    def encode(self, text: str, allowed_special: Collection[str] | str = ()) -> list[int]:
+    def encode(self, text: str, allowed_special: Allowed = ()) -> list[int]:
         "The ids of `text`; special tokens in it are ordinary text unless allowed (by name, or 'all')."
         return list(self.encode_iterable((text,), allowed_special))
 
-    def encode_iterable(self, texts: Iterable[str], allowed_special: Collection[str] | str = ()) -> Iterator[int]:
+    def encode_iterable(self, texts: Iterable[str], allowed_special: Allowed = ()) -> Iterator[int]:
         "The ids of one text that comes in parts (the lines of a file): those of the whole, in bounded memory."
         allowed = choose_special(allowed_special, self.special_tokens)
         return (id for ids in self._encode(texts, allowed) for id in ids)
@@ -395,7 +398,7 @@ class Tokenizer:
             yield [self.special_tokens[piece]] if is_special else self._encode_piece(piece, position)
             position += len(piece)
 
-    def encode_batch(self, texts: Iterable[str], allowed_special: Collection[str] | str = ()) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], allowed_special: Allowed = ()) -> list[list[int]]:
         "`encode` for many texts, in Rust on all cores where possible: the way to encode a corpus."
         return encode_in_rust(self, list(texts), choose_special(allowed_special, self.special_tokens))
 
@@ -425,7 +428,7 @@ class Tokenizer:
         "A transformers tokenizer with equal ids: see the function `to_hf`."
         return to_hf(self, split_special_tokens)
 
-# %% ../nbs/01_tokenizer.ipynb #74917a2f
+# %% ../nbs/01_tokenizer.ipynb #e317150b
 class CharTokenizer(Tokenizer):
     "One token for each character (Unicode code point) of a training text."
     kind = "char"
@@ -447,12 +450,12 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(
         cls,
-        source: str | Path | Iterable[str],      # see `read_texts`; streamed
+        source: str | Path | Iterable[str],      # see `open_documents`; streamed
         special_tokens: Iterable[str] = (EOT,),  # cut out of the text; their ids come last
     ) -> "CharTokenizer":
         "Number the characters of `source` in sorted order. Raises ValueError if it has none."
         characters, special_tokens = set(), list(special_tokens)
-        for parts in read_texts(source):
+        for parts in open_documents(source):
             for piece, is_special in stream_pieces(parts, BLOCKS_PATTERN, special_tokens):
                 characters.update(() if is_special else piece)
         if not characters:
@@ -560,15 +563,15 @@ def parse_merges(
         merges.append(tuple(map(from_printable, line.split(" "))))
     return merges
 
-# %% ../nbs/01_tokenizer.ipynb #5940fed3
+# %% ../nbs/01_tokenizer.ipynb #cd7ba522
 def learn_vocab(
-    source: str | Path | Iterable[str],     # see `read_texts`; streamed
+    source: str | Path | Iterable[str],     # see `open_documents`; streamed
     vocab_size: int,                        # bytes, merges and special tokens together
     special_tokens: Collection[str],        # nothing is learnt across them
     pattern: str = GPT2_PATTERN,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:  # vocab without special tokens; merges
-    "256 bytes and what merges make of them. Raises ValueError if `vocab_size` is too small or there is no text."
+    "256 bytes and what merges make of them. Raises ValueError if `vocab_size` is too small, or without text."
     least = 256 + len(special_tokens)
     if vocab_size < least:
         raise ValueError(f"BPETokenizer.train: vocab_size={vocab_size} has no room for 256 bytes and "
@@ -580,7 +583,7 @@ def learn_vocab(
     tokens = [bytes([b]) for b in range(256)] + [left + right for left, right in merges]
     return dict(enumerate(tokens)), merges
 
-# %% ../nbs/01_tokenizer.ipynb #26f7830f
+# %% ../nbs/01_tokenizer.ipynb #70232900
 class BPETokenizer(Tokenizer):
     "Byte-level byte-pair encoding: bytes, merged in the order that training found."
     kind = "bpe"
@@ -604,13 +607,13 @@ class BPETokenizer(Tokenizer):
     @classmethod
     def train(
         cls,
-        source: str | Path | Iterable[str],      # a text, a path, or documents: see `read_texts`
+        source: str | Path | Iterable[str],      # a text, a path, or documents: see `open_documents`
         vocab_size: int,                         # bytes, merges and special tokens together
         special_tokens: Iterable[str] = (EOT,),  # nothing is learnt across them; their ids come last
         pattern: str = GPT2_PATTERN,             # see `split_pieces`
         progress: Callable[[int, int], None] | None = None,  # called with (merges done, merges wanted)
     ) -> "BPETokenizer":
-        "Learn from a corpus. Ends early, with fewer tokens, when no pair is left. Raises as `learn_vocab` does."
+        "Learn from a corpus; ends early, with fewer tokens, when no pair is left. Raises as `learn_vocab` does."
         special = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens or ())
         return cls(*learn_vocab(source, vocab_size, special, pattern, progress), special, pattern)
 
@@ -645,7 +648,7 @@ class BPETokenizer(Tokenizer):
         "GPT-2's vocabulary from its two files. Raises as `read_gpt2` does."
         return cls(*read_gpt2(vocab_json, merges_txt), [EOT])
 
-# %% ../nbs/01_tokenizer.ipynb #f550bf49
+# %% ../nbs/01_tokenizer.ipynb #7e0ece3d
 def describe_bpe(
     tokenizer: "BPETokenizer",
 ) -> dict:  # tokens as `printable` writes them; the two parts of a merge with a space between
@@ -670,7 +673,7 @@ def read_json(path: str | Path) -> dict:
     try:
         found = json.loads(content, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"read_json: path={str(path)!r} is not sound JSON ({error}); restore the file") from None
+        raise ValueError(f"read_json: path={str(path)!r} is no sound JSON ({error}); restore it") from None
     if not isinstance(found, dict):
         raise ValueError(f"read_json: path={str(path)!r} holds no JSON object; is it the right file?")
     return found
@@ -685,14 +688,19 @@ def read_gpt2(
     lines = "".join(read_file(Path(merges_txt))).replace("\r\n", "\n").split("\n")
     return vocab, parse_merges(line for line in lines if line and not line.startswith("#version"))
 
-# %% ../nbs/01_tokenizer.ipynb #1225ed2a
+# %% ../nbs/01_tokenizer.ipynb #7f7f51ff
 def load_tokenizer(
-    path_or_name: str | Path,  # our file, a folder with it or with GPT-2's two files, or "byte"
+    path_or_name: str | Path,  # our file, a folder with it or with GPT-2's two files, a shipped name, or "byte"
 ) -> Tokenizer:
     "Read a tokenizer. Raises FileNotFoundError, or ValueError for a file that is damaged, foreign or newer."
     if path_or_name == "byte":
         return ByteTokenizer()
     path = Path(path_or_name)
+    if not path.exists():
+        try:
+            path = shipped(str(path_or_name))
+        except FileNotFoundError:
+            pass  # the error below names what was asked for
     if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
         return BPETokenizer.from_gpt2(path / "vocab.json", path / "merges.txt")
     path = path / "tokenizer.json" if path.is_dir() else path
@@ -716,7 +724,7 @@ def load_tokenizer(
                          "restore it, or train anew") from None
     return tokenizer
 
-# %% ../nbs/01_tokenizer.ipynb #a12403df
+# %% ../nbs/01_tokenizer.ipynb #7781fdc6
 def to_rust(tokenizer: Tokenizer) -> RustTokenizer:
     "The same tokenizer for Hugging Face's Rust library. Raises ValueError where two tokens are written alike."
     special = {i: text for text, i in tokenizer.special_tokens.items()}
@@ -741,7 +749,7 @@ def to_rust(tokenizer: Tokenizer) -> RustTokenizer:
         to_printable = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         rust.pre_tokenizer = pre_tokenizers.Sequence([split, to_printable])
         rust.decoder = decoders.ByteLevel()
-    rust.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in tokenizer.special_tokens])
+    rust.add_special_tokens([AddedToken(text, normalized=False) for text in tokenizer.special_tokens])
     return rust
 
 
@@ -750,7 +758,7 @@ def encode_in_rust(
     texts: list[str],
     allowed: set[str],  # special tokens that the texts may use
 ) -> list[list[int]]:
-    "Encode many texts at once. What Rust does not do (unknown characters, some special tokens) stays in Python."
+    "Encode many texts; what Rust does not do (unknown characters, some special tokens) stays in Python."
     if tokenizer.kind == "char" or allowed not in (set(), set(tokenizer.special_tokens)):
         return [tokenizer.encode(text, allowed) for text in texts]
     if "_rust" not in vars(tokenizer):
