@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PIECES', 'NUMBERS', 'SEPARATOR', 'entropy', 'cross_entropy_bits', 'pieces', 'CountingModel', 'Lexicon', 'Choice',
-           'Teller', 'Inventor', 'Follower', 'NotATale', 'Reader', 'Person', 'Story', 'Tale', 'told', 'Tales', 'Rungs',
-           'measure_rungs', 'shipped', 'write_tales', 'read_texts', 'write_corpus', 'load_rungs', 'Consistency',
-           'consistency']
+           'Teller', 'Inventor', 'Follower', 'NotATale', 'Reader', 'Person', 'Scene', 'Deeds', 'Talk', 'Story', 'Tale',
+           'told', 'Tales', 'Rungs', 'measure_rungs', 'shipped', 'write_tales', 'read_texts', 'write_corpus',
+           'load_rungs', 'Consistency', 'consistency']
 
-# %% ../nbs/00_worlds.ipynb #5a767a04
+# %% ../nbs/00_worlds.ipynb #43b87368
 import json
 import math
 import random
@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../nbs/00_worlds.ipynb #77aa27e4
@@ -134,7 +135,7 @@ class Lexicon:
 NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five").split()
 
-# %% ../nbs/00_worlds.ipynb #dc3b6b6e
+# %% ../nbs/00_worlds.ipynb #950c967e
 @dataclass(frozen=True)
 class Choice:
     "One draw in a tale: its kind, where its words begin, the words, and how surprising they were."
@@ -167,6 +168,7 @@ class Teller:
         "A choice with one option: what is true by now."
         return self.choose(kind, {words: 1})
 
+# %% ../nbs/00_worlds.ipynb #7d1daf79
 class Inventor(Teller):
     "Draws every choice at random."
     def __init__(self, rng: random.Random):
@@ -194,6 +196,7 @@ class Follower(Teller):
         self.chance *= Fraction(options[words], sum(options.values()))
         return words
 
+# %% ../nbs/00_worlds.ipynb #ca3d2506
 class NotATale(ValueError):
     "A text leaves the world: `kind` says in what, `start` at which character, `expected` what could have come."
     def __init__(self, kind: str, start: int, expected: list[str], found: str):
@@ -217,7 +220,7 @@ class Reader(Teller):
         if not self.target.startswith(words, at): raise NotATale("wording", at, [words], self.target[at:at + 24])
         super().say(words)
 
-# %% ../nbs/00_worlds.ipynb #7267e161
+# %% ../nbs/00_worlds.ipynb #0d288de0
 @dataclass
 class Person:
     "Somebody in a tale, and what a tale must remember of them."
@@ -229,19 +232,13 @@ class Person:
     ran_to: str = "" # where they are tired from
     gift: str = "" # what they were given last
 
-class Story:
-    "One tale in the making: what is true now, and how each thing that can happen is told."
+class Scene:
+    "What is true in a tale so far, and how it opens."
     def __init__(self, teller: Teller, words: Lexicon):
         self.t, self.words, self.events = teller, words, []
         self.works, self.sounds = dict(words.jobs), dict(words.animals)
         self.one = {many: one for one, many in words.goods}
         self.pet = self.pet_kind = self.pet_place = self.box = self.box_place = None
-
-    def tell(self) -> None:
-        "From the first word to the end."
-        self.opening()
-        while self.event(): pass
-        self.ending()
 
     def note(self, deed: str, who: str, **facts): self.events.append({"deed": deed, "who": who, **facts})
 
@@ -287,30 +284,9 @@ class Story:
         self.toy, self.holder = t.choose("toy", words.toys), b
         t.say(".")
 
-    def event(self) -> bool: # False when the tale is over
-        a, b, pet, n = self.a, self.b, self.pet, len(self.events)
-        who = {f" {a.name}": 4, f" The {a.job}": 2, f" {b.name}": 4, f" The {b.job}": 2}
-        if pet: who[f" {pet}"] = 3
-        if n: who[" In the end"] = self.words.stop
-        if n == self.words.max_events: who = {" In the end": 1}
-        subject = self.t.choose("who", who)
-        if subject == " In the end": return False
-        if pet and subject == f" {pet}": self.pet_event()
-        elif subject in (f" {a.name}", f" The {a.job}"): self.deed(a, b)
-        else: self.deed(b, a)
-        return True
-
-    def deed(self, x: Person, y: Person) -> None:
-        here = x.place == y.place
-        deeds = {" walked to the ": (3, self.walk), " ran to the ": (2, self.run), " found ": (2, self.find),
-                 " began to ": (2, self.begin), f" {self.works[x.job]}": (2, self.work), " was ": (3, self.feel)}
-        if here and (x.n or self.holder is x): deeds[f" gave {y.name} "] = (5, self.give)
-        if here: deeds[f' asked {y.name}, "'] = (4, self.ask)
-        if self.holder is x: deeds[f" put the {self.toy} in the "] = (3, self.put)
-        if self.box_place == x.place: deeds[f" took the {self.toy} out of the "] = (4, self.take)
-        deed = self.t.choose("deed", {words: weight for words, (weight, _) in deeds.items()})
-        deeds[deed][1](x, y)
-
+# %% ../nbs/00_worlds.ipynb #df635831
+class Deeds(Scene):
+    "What the people of a tale do: x acts, y is the other one."
     def walk(self, x, y, deed="walk") -> None:
         places = {p: 1 for p in self.words.places if p != x.place}
         if y.place != x.place: places[y.place] = len(self.words.places) # people like company
@@ -366,6 +342,9 @@ class Story:
         self.note("take", x.name, box=self.box)
         self.holder, self.box, self.box_place = x, None, None
 
+# %% ../nbs/00_worlds.ipynb #6fbc1e86
+class Talk(Deeds):
+    "What the people of a tale say and feel."
     def ask(self, x, y) -> None:
         asks = {f"How many {self.goods} do you have?": 1}
         if self.holder is not x: asks[f"Where is the {self.toy}?"] = 2
@@ -392,6 +371,39 @@ class Story:
                "happy": f"{y.name} had given {her} {x.gift}.", "lonely": f"{y.name} was at the {y.place}."}
         self.note("feel", x.name, feeling=reason.split()[0])
         if reason.split()[0] in why: self.t.fact("reason", why[reason.split()[0]])
+
+# %% ../nbs/00_worlds.ipynb #2e0502b0
+class Story(Talk):
+    "One tale in the making, from its first word to its end."
+    def tell(self) -> None:
+        "From the first word to the end."
+        self.opening()
+        while self.event(): pass
+        self.ending()
+
+    def event(self) -> bool: # False when the tale is over
+        a, b, pet, n = self.a, self.b, self.pet, len(self.events)
+        who = {f" {a.name}": 4, f" The {a.job}": 2, f" {b.name}": 4, f" The {b.job}": 2}
+        if pet: who[f" {pet}"] = 3
+        if n: who[" In the end"] = self.words.stop
+        if n == self.words.max_events: who = {" In the end": 1}
+        subject = self.t.choose("who", who)
+        if subject == " In the end": return False
+        if pet and subject == f" {pet}": self.pet_event()
+        elif subject in (f" {a.name}", f" The {a.job}"): self.deed(a, b)
+        else: self.deed(b, a)
+        return True
+
+    def deed(self, x: Person, y: Person) -> None:
+        here = x.place == y.place
+        deeds = {" walked to the ": (3, self.walk), " ran to the ": (2, self.run), " found ": (2, self.find),
+                 " began to ": (2, self.begin), f" {self.works[x.job]}": (2, self.work), " was ": (3, self.feel)}
+        if here and (x.n or self.holder is x): deeds[f" gave {y.name} "] = (5, self.give)
+        if here: deeds[f' asked {y.name}, "'] = (4, self.ask)
+        if self.holder is x: deeds[f" put the {self.toy} in the "] = (3, self.put)
+        if self.box_place == x.place: deeds[f" took the {self.toy} out of the "] = (4, self.take)
+        deed = self.t.choose("deed", {words: weight for words, (weight, _) in deeds.items()})
+        deeds[deed][1](x, y)
 
     def pet_event(self) -> None:
         deeds = {f" {self.sounds[self.pet_kind]}": 2, " ran to the ": 1}
@@ -496,14 +508,14 @@ def measure_rungs(
     return Rungs(**dict(zip(("uniform", "unigram", "bigram", "trigram"), rates)),
                  floor=sum(tale.bits for tale in tales) / n_bytes, bytes_per_tale=n_bytes / len(tales))
 
-# %% ../nbs/00_worlds.ipynb #01a5aa72
+# %% ../nbs/00_worlds.ipynb #a992a051
 SEPARATOR = "<|endoftext|>" # on a line of its own between two documents, as in many public corpora
 
 def shipped(
     name: str = "", # a path below data/, such as "tales/train.txt"
 ) -> Path:
     "Where the files lie that travel with the package. Raises FileNotFoundError for one that does not."
-    here = Path(__file__).resolve().parent
+    here = Path(find_spec("tinygpt").origin).parent
     root = here / "shipped" if (here / "shipped").is_dir() else here.parent / "data"
     if not (root / name).exists():
         raise FileNotFoundError(f"shipped: name={name!r} is not among the shipped files; there are "
