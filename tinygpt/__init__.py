@@ -1,3 +1,30 @@
 """A book that builds a language model, and the package that falls out of it."""
 
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+# Where each main name lives. A module is imported when one of its names is first used, so that
+# `import tinygpt` costs nothing and the command can answer --help before torch is loaded.
+_HOMES = {
+    "worlds": ["Tales", "consistency", "load_rungs", "shipped"],
+    "tokenizer": ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"],
+    "data": ["TokenDataset", "get_batch", "prepare"],
+    "model": ["GPT", "GPTConfig", "PRESETS", "profile"],
+    "training": ["TrainConfig", "load", "load_checkpoint", "save_checkpoint", "train"],
+    "sampling": ["generate", "next_token_probs", "stream"],
+}
+_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "training", "sampling", "cli")
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name in _HOME_OF: return getattr(import_module(f"tinygpt.{_HOME_OF[name]}"), name)
+    if name in _MODULES: return import_module(f"tinygpt.{name}")
+    raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME_OF, *_MODULES])
