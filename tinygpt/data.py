@@ -11,7 +11,7 @@ __all__ = ['TEXT_SUFFIXES', 'MAX_DOC_BYTES', 'HUB', 'FORMAT', 'COUNTS', 'N_HASHE
            'TokenDataset', 'permutation', 'endless_order', 'RandomWindows', 'ShuffledWindows', 'document_pieces',
            'padded_batch', 'WholeDocuments', 'eval_batches', 'minhash', 'NearIndex', 'deduplicate']
 
-# %% ../nbs/02_data.ipynb #a0942389
+# %% ../nbs/02_data.ipynb #5f2ac0f9
 import codecs
 import difflib
 import glob
@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from . import worlds
 from .tokenizer import EOT, Tokenizer, well_formed, write_atomically
+from .worlds import shipped
 
 # %% ../nbs/02_data.ipynb #b24c9690
 def get_batch(
@@ -92,7 +92,7 @@ class Batch(NamedTuple):
         "The same batch on another device."
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
-# %% ../nbs/02_data.ipynb #a6d2b20c
+# %% ../nbs/02_data.ipynb #1008d0b7
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py", ".jsonl", ".ndjson")  # what is read from a folder
 MAX_DOC_BYTES = 1 << 24  # 16 MiB; a longer document becomes several, so that memory stays bounded
 
@@ -111,11 +111,12 @@ def read_text(path: str | Path) -> Iterator[str]:
         try:
             if (zero := line.find(b"\0")) < 0:
                 return decoder.decode(line, final)
-            place, what = offset + zero, "is zero: this is a binary file, or UTF-16"
+            place, what, coding = offset + zero, "is zero: this is no text, or text in UTF-16", "utf-16"
         except UnicodeDecodeError as error:
-            place, what = offset - waiting + error.start, f"({error.object[error.start]:#04x}) is not UTF-8"
+            place, coding = offset - waiting + error.start, "latin1"
+            what = f"({error.object[error.start]:#04x}) is not UTF-8"
         raise ValueError(f"read_text: {path}: byte {place} {what}; leave the file out, or convert it "
-                         "(for example: iconv -f latin1 -t utf-8)")
+                         f"(for example: iconv -f {coding} -t utf-8)")
 
     def document() -> str:
         text = "".join(parts).replace("\r\n", "\n")
@@ -213,7 +214,7 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
     if article:
         yield "".join(article)
 
-# %% ../nbs/02_data.ipynb #0abef4ca
+# %% ../nbs/02_data.ipynb #c9377c00
 @dataclass(frozen=True)
 class Source:
     "A corpus: how to walk through its documents, and what tells it from any other."
@@ -225,8 +226,8 @@ class Source:
 
 def shipped_names() -> list[str]:
     "The corpora that travel with the package."
-    with suppress(FileNotFoundError, AttributeError):
-        return sorted(path.parent.name for path in worlds.shipped(".").glob("*/train.txt"))
+    with suppress(FileNotFoundError):
+        return sorted(path.parent.name for path in shipped().glob("*/train.txt"))
     return []
 
 
@@ -289,7 +290,7 @@ def identify(items) -> str | None:
         digest.update(json.dumps(item, default=str).encode() + b"\n")
     return digest.hexdigest()
 
-# %% ../nbs/02_data.ipynb #5ef0029e
+# %% ../nbs/02_data.ipynb #d8299915
 def open_source(
     source,                    # a name, path, glob, `hf:id:config`; or texts, rows, Paths, `datasets` objects
     text_field: str = "text",  # the column of the text in JSON lines and datasets
@@ -309,7 +310,7 @@ def open_source(
     elif isinstance(source, str) and source == "stdlib":
         source = stdlib_files()
     elif isinstance(source, str) and source in shipped_names():
-        files = {split: worlds.shipped(".") / source / f"{split}.txt" for split in ("train", "val")}
+        files = {split: shipped(source) / f"{split}.txt" for split in ("train", "val")}
         source = {split: [path] for split, path in files.items() if path.exists()}
     elif isinstance(source, str | os.PathLike):
         if any((Path(source) / saved).exists() for saved in ("dataset_dict.json", "state.json")):
