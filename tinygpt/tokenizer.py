@@ -359,7 +359,7 @@ def write_atomically(path: str | Path, content: str) -> Path:
         temporary.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/01_tokenizer.ipynb #18c20f7d
+# %% ../nbs/01_tokenizer.ipynb #255a5612
 class Tokenizer:
     "What all tokenizers share: a vocabulary, special tokens, streaming, decoding and the file."
     kind: str = ""                                   # the name in the file
@@ -384,7 +384,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def encode(self, text: str, allowed_special: Allowed = ()) -> list[int]:
-        "The ids of `text`; special tokens in it are ordinary text unless allowed (by name, or 'all')."
+        "The ids of `text`, special tokens being ordinary text unless allowed. Raises ValueError where it has none."
         return list(self.encode_iterable((text,), allowed_special))
 
     def encode_iterable(self, texts: Iterable[str], allowed_special: Allowed = ()) -> Iterator[int]:
@@ -767,15 +767,15 @@ def encode_in_rust(
     found = tokenizer._rust.encode_batch_fast([well_formed(text) for text in texts], add_special_tokens=False)
     return [one.ids for one in found]
 
-# %% ../nbs/01_tokenizer.ipynb #9d1b2d30
+# %% ../nbs/01_tokenizer.ipynb #d067d885
 def to_hf(
     tokenizer: Tokenizer,
     split_special_tokens: bool = False,  # True: special tokens in a text are ordinary text, as in `encode`
-) -> "transformers.PreTrainedTokenizerFast":
+):  # a transformers.PreTrainedTokenizerFast
     """
     A transformers tokenizer with equal ids, for `save_pretrained`, chat templates and all tools outside.
 
-    By the custom there it reads special tokens in a text, as `encode(text, "all")` does.
+    By the custom there it reads special tokens in a text, as `encode(text, "all")` does. Raises as `to_rust` does.
     """
     from transformers import PreTrainedTokenizerFast
 
