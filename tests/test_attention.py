@@ -226,14 +226,14 @@ BAD = [
     (dict(window=-1), "window=-1 must be finite and at least 0"),
     (dict(d_head=5), "d_head=5 is odd"),
     (dict(dropout=1.0), "dropout=1.0 is outside"),
-    (dict(position="rotary"), "position='rotary' is not one of rope, learned, none"),
-    (dict(n_heads="4"), "n_heads='4' is not one of int"),
-    (dict(n_heads=True), "n_heads=True is not one of int"),
+    (dict(position="rotary"), "position='rotary' must be rope or learned or none"),
+    (dict(n_heads="4"), "n_heads='4' must be int"),
+    (dict(n_heads=True), "n_heads=True must be int"),
     (dict(context_length=0), "context_length=0 must be"),
     (dict(rope_theta=float("nan")), "rope_theta=nan is not a positive number"),
     (dict(norm_eps=0), "norm_eps=0 is not a positive number"),
-    (dict(bias=None), "bias=None is not one of bool"),
-    (dict(rope_scaling=2), "rope_scaling=2 is not one of dict, NoneType"),
+    (dict(bias=None), "bias=None must be bool"),
+    (dict(rope_scaling=2), "rope_scaling=2 must be dict or None"),
 ]
 
 

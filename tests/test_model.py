@@ -269,8 +269,8 @@ def test_overfits_one_batch():
 BAD = [
     (dict(n_layers=0), "GPTConfig: n_layers=0 must be finite and at least 1; "),
     (dict(vocab_size=-1), "GPTConfig: vocab_size=-1 must be finite and at least 0; "),
-    (dict(norm="batchnorm"), "GPTConfig: norm='batchnorm' is not one of rmsnorm, layernorm, none; "),
-    (dict(mlp="relu"), "GPTConfig: mlp='relu' is not one of swiglu, gelu; "),
+    (dict(norm="batchnorm"), "GPTConfig: norm='batchnorm' must be rmsnorm or layernorm or none; "),
+    (dict(mlp="relu"), "GPTConfig: mlp='relu' must be swiglu or gelu; "),
     (dict(init_std=-0.1), "GPTConfig: init_std=-0.1 must be finite and at least 0; "),
     (dict(n_heads=5), "GPTConfig: n_heads=5 does not divide d_model=16; "),
 ]
