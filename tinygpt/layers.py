@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['Linear', 'Embedding', 'softmax', 'cross_entropy', 'silu', 'gelu', 'GeluMLP', 'SwiGLU', 'RMSNorm', 'LayerNorm']
 
-# %% ../nbs/03_layers.ipynb #e7500926
+# %% ../nbs/03_layers.ipynb #8c196685
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # %% ../nbs/03_layers.ipynb #3f17be10
 class Linear(nn.Module):
@@ -140,28 +139,33 @@ class SwiGLU(nn.Module):
     ) -> Tensor: # (..., C)
         return self.down(silu(self.gate(x)) * self.up(x)) # (..., M) in between
 
-# %% ../nbs/03_layers.ipynb #d06320db
+# %% ../nbs/03_layers.ipynb #7b31b971
 class _RMSNorm(torch.autograd.Function):
     "RMSNorm with its gradient written by hand: fewer passes over memory than the one autograd puts together."
     @staticmethod
     def forward(ctx, x, weight, eps):
-        x32 = x.to(torch.promote_types(x.dtype, torch.float32)) # squares of halves overflow
-        length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True) # (..., 1)
-        r = torch.rsqrt(length.square() / x.shape[-1] + eps)
-        ctx.save_for_backward(x, r, weight)
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        x32, r = _RMSNorm.inverse_rms(x, eps)
         return (x32 * r).to(x.dtype).mul_(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        x, r, weight = ctx.saved_tensors
-        x32, dy32, w32 = x.to(r.dtype), dy.to(r.dtype), weight.to(r.dtype)
+        x, weight = ctx.saved_tensors
+        x32, r = _RMSNorm.inverse_rms(x, ctx.eps) # computing r again is quick, and right for second derivatives
+        dy32, w32 = dy.to(r.dtype), weight.to(r.dtype)
         dyx = (dy32 * x32).reshape(-1, len(weight)) # (N, C), serves both sums below
         along = (dyx @ w32).view_as(r) * r.square() / len(weight) # (..., 1), r² times the mean of g x
-        dx = torch.addcmul(dy32 * w32, x32, along, value=-1) * r
+        dx = (dy32 * w32).addcmul_(x32, along, value=-1).mul_(r) # in place: fresh memory costs more than sums
         return dx.to(x.dtype), (r.view(1, -1) @ dyx)[0].to(weight.dtype), None
 
-# %% ../nbs/03_layers.ipynb #25cd730d
+    @staticmethod
+    def inverse_rms(x, eps):
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32)) # squares of halves overflow
+        length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True) # (..., 1)
+        return x32, torch.rsqrt(length.square() / x.shape[-1] + eps)
+
+# %% ../nbs/03_layers.ipynb #b580109b
 class RMSNorm(nn.Module):
     "Divide each vector by its root mean square, then scale each feature. arXiv:1910.07467, eq. 4."
     def __init__(self,
@@ -174,7 +178,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor # (..., C)
     ) -> Tensor: # (..., C), computed in float32 or better
-        if x.is_cuda: return F.rms_norm(x, self.weight.shape, self.weight, self.eps) # one kernel there
+        if x.is_cuda or not torch.is_grad_enabled(): # one kernel on a GPU, and the quickest forward alone
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:

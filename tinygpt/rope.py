@@ -67,33 +67,43 @@ def to_interleaved(
     "The way back: `to_interleaved(to_half(w, d_head), d_head)` is w."
     return w.unflatten(0, (-1, 2, d_head // 2)).transpose(1, 2).reshape(w.shape) # (H, 2, D/2) -> (H, D/2, 2)
 
-# %% ../nbs/04_rope.ipynb #8c9c7578
-def interpolated(freqs: Tensor, factor: float) -> Tensor:
-    "Position interpolation: every pair turns `factor` times more slowly. arXiv:2306.15595, eq. 4."
+# %% ../nbs/04_rope.ipynb #72fdd6fa
+def interpolated(
+    freqs: Tensor, # (D/2,) radians per token
+    factor: float, # new length / trained length, at least 1
+) -> Tensor: # (D/2,)
+    "Position interpolation: slow every pair by `factor`. arXiv:2306.15595, eq. 4."
     return freqs / factor
 
-def ntk_aware(freqs: Tensor, factor: float) -> Tensor:
-    "The fastest pair is kept, the slowest turns `factor` times more slowly. arXiv:2309.00071, sec. 3.1."
+def ntk_aware(
+    freqs: Tensor, # (D/2,) radians per token
+    factor: float, # new length / trained length, at least 1
+) -> Tensor: # (D/2,)
+    "Keep the fastest pair, slow the slowest by `factor`, and those between evenly. arXiv:2309.00071, sec. 3.1."
     return freqs / factor ** torch.linspace(0, 1, len(freqs))
 
-# %% ../nbs/04_rope.ipynb #71229696
-def llama3_scaled(freqs: Tensor, factor: float,
+# %% ../nbs/04_rope.ipynb #c46218f1
+def llama3_scaled(
+    freqs: Tensor, # (D/2,) radians per token
+    factor: float, # new length / trained length, at least 1
     original_max_position_embeddings: int, # trained length in tokens
     low_freq_factor: float = 1.0, # pairs with fewer turns than this in the trained length are slowed
     high_freq_factor: float = 4.0, # pairs with more are kept
-) -> Tensor:
+) -> Tensor: # (D/2,)
     "Llama 3.1's rule: keep pairs that turned often in training, slow those that never came round, else blend."
     turns = original_max_position_embeddings * freqs / (2 * math.pi)
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return keep * freqs + (1 - keep) * freqs / factor
 
-def yarn_scaled(freqs: Tensor, factor: float,
+def yarn_scaled(
+    freqs: Tensor, # (D/2,) radians per token
+    factor: float, # new length / trained length, at least 1
     original_max_position_embeddings: int, # trained length in tokens
     theta: float, # the base that freqs were made from
     beta_fast: float = 32.0, # pairs with more turns than this in the trained length are kept
     beta_slow: float = 1.0, # pairs with fewer are slowed
     truncate: bool = True, # move the two borders out to whole pairs
-) -> Tensor:
+) -> Tensor: # (D/2,)
     "YaRN's rule. arXiv:2309.00071, sec. 3.2, with the blend even over the pairs, as in its authors' code."
     def pair_with(turns): # index of the pair with so many turns, solved from `frequencies`
         return math.log(original_max_position_embeddings / (2 * math.pi * turns)) * len(freqs) / math.log(theta)
@@ -103,14 +113,14 @@ def yarn_scaled(freqs: Tensor, factor: float,
     slow = ((torch.arange(len(freqs)) - first) / max(last - first, 0.001)).clamp(0, 1)
     return (1 - slow) * freqs + slow * freqs / factor
 
-# %% ../nbs/04_rope.ipynb #affa2253
+# %% ../nbs/04_rope.ipynb #d3d5411c
 SCALINGS = ("default", "linear", "ntk", "yarn", "llama3")
 
 def scaled_frequencies(
     d_head: int, # D, even
     theta: float = 10000.0, # see `frequencies`
     scaling: dict | None = None, # a config.json's rope_scaling: {"rope_type": "linear", "factor": 4.0}
-) -> tuple[Tensor, float]: # (D/2,) radians per token; and a gain for cosines and sines, 1 except for YaRN
+) -> tuple[Tensor, float]: # (D/2,) radians per token; a gain for cosines and sines, 1 except for YaRN
     """The speeds under a rule for longer texts.
 
     Raises ValueError for an unknown rule, for a key that it lacks or does not know, or a factor below 1."""
@@ -124,7 +134,7 @@ def scaled_frequencies(
         raise ValueError(f"Rope: theta={theta} and scaling={scaling} disagree about theta; give it once")
     if kind == "default": return freqs, gain
     if options.get("factor", 1) < 1:
-        raise ValueError(f"Rope: scaling factor={options['factor']} must be at least 1; it is new / trained length")
+        raise ValueError(f"Rope: scaling factor={options['factor']} must be at least 1, new / trained length")
     if kind == "yarn": # the gain is in arXiv:2309.00071, sec. 3.4
         given = options.pop("attention_factor", None)
         gain = 0.1 * math.log(options.get("factor", 1)) + 1 if given is None else given
