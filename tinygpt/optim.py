@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/07_optim.ipynb #fd722da8
+# %% ../nbs/07_optim.ipynb #bef9848b
 def adamw_update(
     p: Tensor,  # the parameter, changed in place
     grad: Tensor,  # its gradient
@@ -24,7 +24,7 @@ def adamw_update(
     eps: float,
     weight_decay: float,
 ) -> None:
-    "One AdamW update of one parameter (arXiv:1711.05101, alg. 2, with the schedule folded into `lr`)."
+    "One AdamW update of one parameter. arXiv:1711.05101, alg. 2; a schedule acts through `lr`."
     beta1, beta2 = betas
     p.mul_(1 - lr * weight_decay)  # decay the weight itself, not its gradient
     exp_avg.lerp_(grad, 1 - beta1)
@@ -33,9 +33,9 @@ def adamw_update(
     square_scale = math.sqrt(1 - beta2**step)
     p.addcdiv_(exp_avg, exp_avg_sq.sqrt().div_(square_scale).add_(eps), value=-lr / mean_scale)
 
-# %% ../nbs/07_optim.ipynb #d8264d2b
+# %% ../nbs/07_optim.ipynb #23da615f
 class AdamW(torch.optim.Optimizer):
-    "Adam with decoupled weight decay, one parameter after another; same state as `torch.optim.AdamW`."
+    "Adam with decoupled weight decay, one parameter after another; state as in `torch.optim.AdamW`."
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class AdamW(torch.optim.Optimizer):
             if not value >= 0:
                 raise ValueError(f"AdamW: {name}={value} is negative; give 0 or more")
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"AdamW: betas={betas} must both lie in [0, 1)")
+            raise ValueError(f"AdamW: betas={betas} leave [0, 1); 0.9 and 0.99 are usual")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
     @torch.no_grad()
@@ -71,24 +71,23 @@ class AdamW(torch.optim.Optimizer):
                     state["exp_avg"] = torch.zeros_like(p)
                     state["exp_avg_sq"] = torch.zeros_like(p)
                 state["step"] += 1
-                adamw_update(
-                    p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), **settings
-                )
+                averages = state["exp_avg"], state["exp_avg_sq"]
+                adamw_update(p, p.grad, *averages, int(state["step"]), **settings)
         return loss
 
-# %% ../nbs/07_optim.ipynb #c81d66ce
+# %% ../nbs/07_optim.ipynb #6f4146f3
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,  # for the matrices; everything else gets 0
 ) -> list[dict]:
-    "Two groups for an optimiser: matrices, which decay, and vectors (norm gains, biases), which do not."
+    "Two groups for an optimizer: matrices, which decay; norm gains and biases, which do not."
     params = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
 
-# %% ../nbs/07_optim.ipynb #1580a433
+# %% ../nbs/07_optim.ipynb #bb6e6df1
 def cosine_schedule(
     step: int,  # 0 is the first update
     max_lr: float,  # reached at step `warmup_steps`
@@ -96,7 +95,7 @@ def cosine_schedule(
     warmup_steps: int,
     total_steps: int,
 ) -> float:
-    """The learning rate at `step`: a straight rise, then half a cosine down (arXiv:1608.03983, eq. 5).
+    """The learning rate at `step`: a straight rise, then half a cosine down. arXiv:1608.03983, eq. 5.
 
     Raises ValueError if the warm-up is negative or does not fit into the run.
     """
@@ -112,22 +111,24 @@ def cosine_schedule(
     done = (step - warmup_steps) / (total_steps - warmup_steps)  # 0 to 1
     return min_lr + (max_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
-# %% ../nbs/07_optim.ipynb #a0f08ca9
+# %% ../nbs/07_optim.ipynb #441e3888
 @torch.no_grad()
 def clip_grad_norm(
     params: Iterable[Tensor],
     max_norm: float,  # > 0; math.inf only measures
 ) -> Tensor:
-    """Shrink all gradients by one factor so that their joint length is at most `max_norm` (arXiv:1211.5063, alg. 1).
+    """Shrink all gradients by one factor, to a joint length of `max_norm` at most. arXiv:1211.5063, alg. 1.
 
-    Returns the length before clipping, a tensor, so that nothing has to wait for it.
+    Returns the length before clipping, as a tensor, so that nothing has to wait for it.
     Raises ValueError if `max_norm` is not positive.
     """
     if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm: max_norm={max_norm} must be above 0; use math.inf to measure only")
+        raise ValueError(
+            f"clip_grad_norm: max_norm={max_norm} must be above 0; use math.inf to measure only"
+        )
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # the norm of the norms
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))  # norm of the norms
     torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
