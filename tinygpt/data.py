@@ -214,7 +214,7 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
     if article:
         yield "".join(article)
 
-# %% ../nbs/02_data.ipynb #c9377c00
+# %% ../nbs/02_data.ipynb #7bd5b0fc
 @dataclass(frozen=True)
 class Source:
     "A corpus: how to walk through its documents, and what tells it from any other."
@@ -222,6 +222,7 @@ class Source:
     val: Callable[[], Iterator[str]] | None = None  # what the corpus itself holds out
     identity: str | None = None                     # None: it cannot be known again
     name: str = "source"                            # for messages
+    once: bool = False                              # a generator: there is only one walk
 
 
 def shipped_names() -> list[str]:
@@ -290,7 +291,7 @@ def identify(items) -> str | None:
         digest.update(json.dumps(item, default=str).encode() + b"\n")
     return digest.hexdigest()
 
-# %% ../nbs/02_data.ipynb #d8299915
+# %% ../nbs/02_data.ipynb #ecdb6c42
 def open_source(
     source,                    # a name, path, glob, `hf:id:config`; or texts, rows, Paths, `datasets` objects
     text_field: str = "text",  # the column of the text in JSON lines and datasets
@@ -303,6 +304,8 @@ def open_source(
     cannot be a source.
     """
     name = str(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+    if isinstance(source, str) and (not source.strip() or "\n" in source or len(source) > 1000):
+        raise ValueError(f"open_source: source={source!r:.40} is no name or path; for a text in memory give [text]")
     if isinstance(source, str) and source.startswith("hf:"):
         source = HubDataset(*source[3:].split(":", 1))
     elif isinstance(source, str) and source in HUB:
@@ -338,14 +341,14 @@ def open_source(
     marks = identify(train), "" if val is None else identify(val)
     return Source(lambda: read_documents(train, text_field),
                   None if val is None else lambda: read_documents(val, text_field),
-                  None if None in marks else " ".join(marks), name)
+                  None if None in marks else " ".join(marks), name, once=iter(train) is train)
 
 
 def documents(source, text_field: str = "text", streaming: bool = False) -> Iterator[str]:
     "The documents of any source, one text after another. Raises what `open_source` raises."
     return open_source(source, text_field, streaming).train()
 
-# %% ../nbs/02_data.ipynb #748ceacb
+# %% ../nbs/02_data.ipynb #38c137d7
 def split_key(text: str) -> int:
     "A number below 2**64 that depends on the text alone: equal texts, equal keys."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
@@ -353,51 +356,49 @@ def split_key(text: str) -> int:
 
 def split_below(
     texts: Iterable[str],
-    val_frac: float,         # share held out, above 0 and below 1
-    n_docs: int = 1000,      # looks no further than so many documents,
-    n_chars: int = 1 << 26,  # or so many characters
+    val_frac: float,    # share held out, above 0 and below 1
+    n_docs: int = 1000,  # looks no further than so many
 ) -> int | None:  # None where there are not two documents
     """
     The key below which a document is held out.
 
-    A corpus that ends within sight is shared out as exactly as whole documents allow. At least one is held
-    out, and one is not. Raises ValueError if all are equal.
+    A corpus of fewer than `n_docs` documents is shared out as exactly as whole documents allow. At least one
+    is held out, and one is not. Raises ValueError if all are equal.
     """
-    keys = []
-    for text in texts:
-        keys.append(split_key(text))
-        n_chars -= len(text)
-        if len(keys) >= n_docs or n_chars <= 0:
-            return max(int(val_frac * 2**64), min(keys) + 1)
+    keys = sorted(split_key(text) for text in islice(texts, n_docs))
     if len(keys) < 2:
         return None
-    keys.sort()
+    if len(keys) == n_docs:
+        return max(int(val_frac * 2**64), keys[0] + 1)
     if keys[0] == keys[-1]:
         raise ValueError(f"prepare: all {len(keys)} documents are the same; val_frac=0 holds none of them out")
     return min(keys[max(1, round(val_frac * len(keys))) - 1] + 1, keys[-1])
 
-# %% ../nbs/02_data.ipynb #641f5b7a
+# %% ../nbs/02_data.ipynb #61767bb1
 def cut_document(text: str, val_frac: float) -> tuple[str, str]:
-    "Cut off the last `val_frac` of the bytes, where a line (else a word) begins. Raises ValueError if too short."
+    "Cut off the last `val_frac` of the bytes where a line, else a word, begins. Raises ValueError if too short."
     data = text.encode()
     place = len(data[: int(len(data) * (1 - val_frac))].decode(errors="ignore"))
     place = text.rfind("\n", 0, place) + 1 or text.rfind(" ", 0, place) + 1 or place
     if not text[:place].strip() or not text[place:].strip():
-        raise ValueError(f"prepare: one document of {len(text)} characters is too short to hold out "
+        raise ValueError(f"prepare: the only document, of length {len(text)}, is too short to hold out "
                          f"val_frac={val_frac} of it; give more text, or val_frac=0")
     return text[:place], text[place:]
 
 
 def label_documents(source: Source, val: Callable | None, val_frac: float) -> Iterator[tuple[str, str]]:
-    "Pairs of split and text. Held out is all of `val`, else documents by their key, else the end of the only one."
-    texts = source.train()
+    "Pairs of split and text: `val` is held out, else documents by their key, else the end of the only one."
     if val or val_frac == 0:
-        yield from (("train", text) for text in texts)
-        yield from (("val", text) for text in (val() if val else ()))
+        yield from (("train", text) for text in source.train())
+        n_val = 0
+        for n_val, text in enumerate(val() if val else (), 1):
+            yield "val", text
+        if val and not n_val:
+            raise ValueError("prepare: the validation source holds no text; give another, or a val_frac")
         return
-    texts, ahead = tee(texts)
+    ahead, texts = tee(source.train()) if source.once else (source.train(), source.train())
     below = split_below(ahead, val_frac)
-    del ahead  # what was looked at is forgotten as it is read
+    del ahead  # so that what a generator gave is forgotten as it is read
     for text in texts:
         if below is None:
             yield from zip(("train", "val"), cut_document(text, val_frac))
@@ -430,13 +431,13 @@ def group_slices(
     if group:
         yield group
 
-# %% ../nbs/02_data.ipynb #99e99cb3
+# %% ../nbs/02_data.ipynb #a84565fc
 FORMAT = {"format": "tinygpt-tokens", "version": 1}
 COUNTS = ("n_tokens", "n_docs", "n_text_bytes")
 
 
 class SplitWriter:
-    "Writes one split: `tokens.bin`, a stream that opens with an eot and goes on with documents, each with its own."
+    "Writes one split: `tokens.bin` opens with an eot; documents follow, each with an eot at its end."
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, blocks: list[dict]):
         self.folder, self.tokenizer, self.blocks = folder, tokenizer, blocks
@@ -451,7 +452,7 @@ class SplitWriter:
         "Append a document, or a slice of one. Raises ValueError if the ids cannot be those of plain text."
         row, eot_id, vocab_size = np.array(ids, np.int64), self.tokenizer.eot_id, self.tokenizer.vocab_size
         if len(row) and (row.min() < 0 or row.max() >= vocab_size or (row == eot_id).any()):
-            raise ValueError(f"prepare: the tokenizer turned plain text into its end mark {eot_id}, or into ids "
+            raise ValueError(f"prepare: the tokenizer turned plain text into its end mark {eot_id} or into ids "
                              f"outside 0..{vocab_size - 1}; mend its encode")
         row = np.concatenate([[eot_id] * (self.n_tokens == 0), row, [eot_id] * ends]).astype(self.dtype)
         self.file.write(row)
@@ -560,7 +561,7 @@ def publish(partial: Path, out_dir: Path) -> None:
             os.replace(partial / name, out_dir / name)
     shutil.rmtree(partial)
 
-# %% ../nbs/02_data.ipynb #d5ad88c4
+# %% ../nbs/02_data.ipynb #cb2895ae
 def prepare(
     source,                # anything that `open_source` knows
     tokenizer: Tokenizer,  # with the special token <|endoftext|>
@@ -576,26 +577,29 @@ def prepare(
     """
     Encode a corpus into memory-mapped tokens, split by document into training and validation.
 
-    A finished folder is used again if nothing has changed: the source (files: names, sizes, times; hub: id, parts,
-    revision; texts: their hash), the tokenizer's fingerprint, `val_frac`, `text_field`. An interrupted one goes on
-    after its last block. Of a single document the last `val_frac` of the bytes is held out, cut where a line
-    begins. Memory stays bounded; the disk takes 2 bytes a token (4 if vocab_size > 65,536). Raises ValueError or
-    FileNotFoundError, and leaves nothing behind, if the source is missing, empty, not UTF-8, or too small to split.
+    A finished folder is used again if nothing has changed: the source (files: names, sizes, times; hub: id,
+    parts, revision; texts: their hash), the tokenizer's fingerprint, `val_frac`, `text_field`. An interrupted
+    one goes on after its last block. Of a single document the last `val_frac` of the bytes is held out, cut
+    where a line begins. Memory stays bounded; the disk takes 2 bytes a token (4 if vocab_size > 65,536).
+    Raises ValueError or FileNotFoundError, and leaves nothing behind, if the source is missing, empty, not
+    UTF-8 text, or too small to split.
     """
     if tokenizer.eot_id is None:
         raise ValueError(f"prepare: {tokenizer} has no {EOT}; add it to its special_tokens")
     if val_frac is not None and (val_source is not None or not 0 <= val_frac < 1):
-        raise ValueError(f"prepare: val_frac={val_frac} must be in [0, 1), and None where there is a val_source")
+        raise ValueError(f"prepare: val_frac={val_frac} must be in [0, 1), or None beside a val_source")
     opened = open_source(source, text_field, streaming)
     own = Source(opened.val, None, "") if val_source is None else open_source(val_source, text_field, streaming)
-    labelled = label_documents(opened, own.train if val_frac is None else None, 0.1 if val_frac is None else val_frac)
+    labelled = (label_documents(opened, own.train, 0.1) if val_frac is None else
+                label_documents(opened, None, val_frac))
     known = None not in (opened.identity, own.identity)
     recipe = FORMAT | {"source": opened.identity, "val_source": own.identity, "val_frac": val_frac,
                        "text_field": text_field, "tokenizer": tokenizer.fingerprint}
     with locked(Path(out_dir)) as out_dir:
         finished, partial = read_json(out_dir / "dataset.json"), out_dir / ".partial"
-        if known and finished.get("recipe") == recipe and all((out_dir / s).exists() for s in finished["splits"]):
-            for split in finished["splits"]:
+        splits = finished.get("splits", {})
+        if known and finished.get("recipe") == recipe and all((out_dir / split).exists() for split in splits):
+            for split in splits:
                 TokenDataset(out_dir / split)  # raises if it is damaged
             return out_dir
         for split in ("train", "val"):
@@ -613,7 +617,7 @@ def prepare(
         publish(partial, out_dir)
     return out_dir
 
-# %% ../nbs/02_data.ipynb #be487c8d
+# %% ../nbs/02_data.ipynb #ce7380fc
 class TokenDataset:
     """
     One split, memory-mapped: it opens in milliseconds, and the disk is read where tokens are asked for.
@@ -634,15 +638,17 @@ class TokenDataset:
         self.check(header == sealed(header), "header.json is damaged or was altered")
         self.check(header.items() >= FORMAT.items(), f"header.json is not of {FORMAT}")
         self.n_tokens, self.n_docs, self.n_text_bytes = (header[key] for key in COUNTS)
-        self.vocab_size, self.eot_id, self.fingerprint = (header[k] for k in ("vocab_size", "eot_id", "tokenizer"))
+        self.vocab_size, self.eot_id = header["vocab_size"], header["eot_id"]
+        self.fingerprint = header["tokenizer"]
         if tokenizer is not None and tokenizer.fingerprint != self.fingerprint:
             raise ValueError(
-                f"TokenDataset: {path} holds tokens of another tokenizer (vocab_size={self.vocab_size}, fingerprint "
-                f"{self.fingerprint[:8]}) than the one given (vocab_size={tokenizer.vocab_size}, fingerprint "
-                f"{tokenizer.fingerprint[:8]}); use {path.parent / 'tokenizer.json'}, or prepare again with this one")
+                f"TokenDataset: {path} holds tokens of another tokenizer (vocab_size={self.vocab_size}, "
+                f"fingerprint {self.fingerprint[:8]}) than the one given (vocab_size={tokenizer.vocab_size}, "
+                f"fingerprint {tokenizer.fingerprint[:8]}); use {path.parent / 'tokenizer.json'}, or prepare "
+                "again with this one")
         file, dtype = path / "tokens.bin", np.dtype(header["dtype"])
         size, expected = file.stat().st_size if file.exists() else 0, self.n_tokens * dtype.itemsize
-        self.check(size == expected, f"tokens.bin is truncated or altered: {size} bytes, its header says {expected}")
+        self.check(size == expected, f"tokens.bin is truncated or altered: it has {size} bytes, not {expected}")
         self.tokens = np.memmap(file, dtype, "r", shape=(self.n_tokens,)).view(np.ndarray)
         if verify:
             self.verify(header["blocks"])
@@ -659,7 +665,7 @@ class TokenDataset:
         start = 0
         for i, block in enumerate(blocks if state not in self.verified else ()):
             digest = hashlib.sha256(self.tokens[start : start + block["n_tokens"]])
-            self.check(digest.hexdigest() == block["sha256"], f"tokens.bin was altered: checksum of block {i} is wrong")
+            self.check(digest.hexdigest() == block["sha256"], f"tokens.bin was altered: checksum of block {i}")
             start += block["n_tokens"]
         self.verified.add(state)
 
@@ -667,7 +673,8 @@ class TokenDataset:
     def doc_starts(self) -> np.ndarray:
         "Where the eot that opens each document stands, (n_docs,) int64: found once, by reading all tokens."
         step = 1 << 24
-        parts = [np.flatnonzero(self.tokens[i : i + step] == self.eot_id) + i for i in range(0, self.n_tokens, step)]
+        parts = [np.flatnonzero(self.tokens[i : i + step] == self.eot_id) + i
+                 for i in range(0, self.n_tokens, step)]
         return np.concatenate(parts)[:-1]  # the last eot opens nothing
 
     def __len__(self) -> int:
@@ -817,7 +824,7 @@ def eval_batches(
         rows = order[first : first + batch_size]
         yield padded_batch(dataset, starts[rows], lengths[rows], context_length)
 
-# %% ../nbs/02_data.ipynb #f4f9f626
+# %% ../nbs/02_data.ipynb #60eaaeb9
 N_HASHES, N_BANDS = 64, 16
 MULTIPLY, ADD = np.random.default_rng(0).integers(1 << 64, size=(2, N_HASHES), dtype=np.uint64) | np.uint64(1)
 
@@ -826,7 +833,8 @@ def minhash(text: str, n_words: int = 5) -> np.ndarray:  # (64,) uint32
     """
     A signature; two agree in about the share of runs of `n_words` words that the texts have in common.
 
-    Broder 1997, "On the resemblance and containment of documents"; its permutations are here multiply-shift hashes.
+    Broder 1997, "On the resemblance and containment of documents"; its permutations are here
+    multiply-shift hashes.
     """
     words = text.lower().split()
     runs = {" ".join(words[i : i + n_words]) for i in range(max(1, len(words) - n_words + 1))}
@@ -834,7 +842,7 @@ def minhash(text: str, n_words: int = 5) -> np.ndarray:  # (64,) uint32
     parts = [(keys[i : i + 4096] * MULTIPLY + ADD).min(axis=0) for i in range(0, len(keys), 4096)]
     return (np.min(parts, axis=0) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/02_data.ipynb #6677e532
+# %% ../nbs/02_data.ipynb #69cb53bd
 class NearIndex:
     "Finds the earlier text that is most like a new one, comparing it only with those that agree in a band."
 
@@ -856,7 +864,7 @@ class NearIndex:
 
 
 def deduplicate(texts: Iterable[str], against: Iterable[str] = (), threshold: float = 0.7) -> Iterator[str]:
-    "Leave out what is like an earlier text, or like one of `against` (what is held out), to `threshold` or more."
+    "Leave out what is like an earlier text, or one of `against` (what is held out), to `threshold` or more."
     index = NearIndex()
     for text in against:
         index.add(minhash(text))
