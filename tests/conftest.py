@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads mostly wait for each other
 sys.path.insert(0, str(ROOT / "tests"))  # the lint and its neighbours are scripts; tests import them
 
 settings.register_profile("tinygpt", deadline=None, derandomize=True)
