@@ -1,4 +1,7 @@
-"""Attention over a grid of shapes: every fast path against the written-out formula, and what must not leak."""
+"""Attention over a grid of shapes: every fast path against the written-out formula, and what must not leak.
+
+    python tests/test_attention.py      # the parity figures as a table
+"""
 
 import itertools
 
@@ -247,3 +250,77 @@ def test_configs_that_cannot_be_built(changes, message):
 def test_more_tokens_than_the_context_holds():
     with pytest.raises(ValueError, match="9 tokens exceed context_length=8; shorten"):
         layer(context_length=8)(torch.randn(1, 9, 32))
+
+
+# --- beside transformers ------------------------------------------------------------------------------------------
+
+
+def hf_attention(name: str):
+    "One attention layer of transformers with random weights: (run(x) -> y, ours with the same weights)."
+    import transformers as hf
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+    from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
+
+    torch.manual_seed(0)
+    shape = dict(hidden_size=48, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5)
+    shape |= dict(max_position_embeddings=64, attn_implementation="eager")
+    common = dict(d_model=48, n_heads=6, n_kv_heads=2, context_length=64)
+    if name == "gpt2":
+        theirs = GPT2Attention(
+            hf.GPT2Config(n_embd=48, n_head=6, n_positions=64, attn_pdrop=0, resid_pdrop=0, attn_implementation="eager"), layer_idx=0
+        )
+        ours = Attention(AttentionConfig(d_model=48, n_heads=6, context_length=64, position="none", bias=True))
+        rotary = None
+    else:
+        kind, layer_kind, rotary_kind, extra = {
+            "llama": (hf.LlamaConfig, LlamaAttention, LlamaRotaryEmbedding, {}),
+            "mistral": (hf.MistralConfig, MistralAttention, MistralRotaryEmbedding, dict(window=7)),
+            "qwen3": (hf.Qwen3Config, Qwen3Attention, Qwen3RotaryEmbedding, dict(qk_norm=True)),
+        }[name]
+        options = dict(sliding_window=7) if name == "mistral" else dict(head_dim=8) if name == "qwen3" else {}
+        config = kind(**shape, **options)
+        theirs, rotary, ours = layer_kind(config, layer_idx=0), rotary_kind(config), Attention(AttentionConfig(**common, **extra))
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else torch.nn.init.uniform_(p, 0.5, 1.5)
+    weights = {}
+    for key, w in theirs.state_dict().items():
+        if key.startswith("c_attn"):
+            weights |= {key.replace("c_attn", n): part.T if part.ndim > 1 else part for n, part in zip("qkv", w.chunk(3, -1))}
+        elif key.startswith("c_proj"):
+            weights[key.replace("c_proj", "o")] = w.T if w.ndim > 1 else w
+        elif "proj" in key or "norm" in key:
+            weights[key.replace("_proj", "")] = w
+    ours.load_state_dict(weights)
+
+    def run(x):
+        T = x.shape[1]
+        mask = attention_mask(T, ours.cfg.window)
+        mask = torch.zeros(1, 1, T, T).masked_fill(~mask, torch.finfo(torch.float32).min)
+        if rotary is None:
+            return theirs(x, attention_mask=mask)[0]
+        return theirs(hidden_states=x, position_embeddings=rotary(x, torch.arange(T)[None]), attention_mask=mask)[0]
+
+    return run, ours
+
+
+def parity(name: str) -> float:
+    "The greatest difference between transformers' attention layer and ours."
+    run, ours = hf_attention(name)
+    x = torch.randn(2, 40, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return (run(x) - ours(x)).abs().max().item()
+
+
+FAMILIES = ["llama", "mistral", "qwen3", "gpt2"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_transformers(name):
+    assert parity(name) < 1e-5
+
+
+if __name__ == "__main__":
+    for name in FAMILIES:
+        print(f"attention {name:10} {parity(name):.1e}")

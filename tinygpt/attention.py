@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_mask', 'attention_weights', 'scaled_dot_product_attention', 'repeat_heads', 'Blocks', 'check', 'fits',
-           'AttentionConfig', 'Plan', 'make_rope', 'plan_attention', 'Attention', 'capture_attention', 'set_dropout']
+           'Config', 'AttentionConfig', 'Plan', 'make_rope', 'plan_attention', 'Attention', 'capture_attention',
+           'set_dropout']
 
 # %% ../nbs/05_attention.ipynb #4bb5abf2
 import math
@@ -122,57 +123,16 @@ def fits(value, kind) -> bool:
     if isinstance(kind, UnionType): return any(fits(value, k) for k in get_args(kind))
     return type(value) is kind or (kind is float and type(value) is int)
 
-# %% ../nbs/05_attention.ipynb #a7932653
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    "What an attention layer is made from. Raises ValueError for what cannot be built."
-    d_model: int # C, width of a token's vector
-    n_heads: int # H, query heads
-    context_length: int # the most tokens that one text may have
-    n_kv_heads: int | None = None # K, key and value heads; None: H; 1: multi-query; between: grouped
-    d_head: int | None = None # D, width of a head; None: C / H
-    window: int = 0 # w, a token sees itself and the w - 1 before it; 0: all before it
-    position: Literal["rope", "learned", "none"] = "rope" # how a token knows where it is
-    rope_theta: float = 10000.0 # base of the rotary frequencies
-    rope_layout: Literal["half", "interleaved"] = "half" # which features are partners
-    rope_scaling: dict | None = None # context extension, see chapter 04
-    bias: bool = False # on every Linear
-    qkv_bias: bool | None = None # on q, k and v alone; None: as bias
-    qk_norm: bool = False # RMSNorm on every head's queries and keys. arXiv:2010.04245
-    logit_cap: float = 0.0 # squash scores into (-cap, cap); 0: off
-    norm_eps: float = 1e-5 # keeps norms from dividing by zero
-    dropout: float = 0.0 # share of weights, and of outputs, dropped in training
-
-    def __post_init__(self):
-        me = type(self).__name__
+# %% ../nbs/05_attention.ipynb #194f29ad
+class Config:
+    "What every configuration can do; its subclasses are frozen dataclasses of plain values."
+    def check_types(self) -> None:
+        "Raise ValueError for a field whose value is not of its type."
         for f in fields(self):
             value, kinds = getattr(self, f.name), get_args(f.type) or (f.type,)
             names = [k if isinstance(k, str) else k.__name__.replace("NoneType", "None") for k in kinds]
-            check(fits(value, f.type), me, f"{f.name}={value!r}", "must be " + " or ".join(names), "choose one")
-        least = dict(d_model=1, n_heads=1, context_length=1, n_kv_heads=1, d_head=1, window=0, logit_cap=0)
-        for name, low in least.items():
-            value = getattr(self, name)
-            check(value is None or low <= value < math.inf, me, f"{name}={value}", f"must be finite and at least {low}", "give more")
-        for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            check(0 < value < math.inf, me, f"{name}={value}", "is not a positive number", "give one")
-        check(0 <= self.dropout < 1, me, f"dropout={self.dropout}", "is outside [0, 1)", "0 turns it off")
-        check(self.d_head or self.d_model % self.n_heads == 0, me, f"n_heads={self.n_heads}",
-              f"does not divide d_model={self.d_model}", "change one of them, or give d_head")
-        check(self.n_heads % self.kv_heads == 0, me, f"n_kv_heads={self.kv_heads}",
-              f"does not divide n_heads={self.n_heads}", "each must serve the same number of query heads")
-        check(self.position != "rope" or self.head_width % 2 == 0, me, f"d_head={self.head_width}",
-              "is odd, and rope turns features in pairs", "choose an even width of heads")
-
-    @property
-    def kv_heads(self) -> int: # K
-        "n_kv_heads, or n_heads where that is None."
-        return self.n_kv_heads or self.n_heads
-
-    @property
-    def head_width(self) -> int: # D
-        "d_head, or d_model / n_heads where that is None."
-        return self.d_head or self.d_model // self.n_heads
+            check(fits(value, f.type), type(self).__name__, f"{f.name}={value!r}",
+                  "must be " + " or ".join(names), "give one")
 
     def to_dict(self) -> dict:
         "Plain numbers, strings and None, for YAML and JSON."
@@ -194,6 +154,56 @@ class AttentionConfig:
         "A copy with some fields changed, checked again."
         return self.from_dict({**self.to_dict(), **changes})
 
+# %% ../nbs/05_attention.ipynb #3806fdb7
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Config):
+    "What an attention layer is made from. Raises ValueError for what cannot be built."
+    d_model: int # C, width of a token's vector
+    n_heads: int # H, query heads
+    context_length: int # the most tokens that one text may have
+    n_kv_heads: int | None = None # K, key and value heads; None: H; 1: multi-query; between: grouped
+    d_head: int | None = None # D, width of a head; None: C / H
+    window: int = 0 # w, a token sees itself and the w - 1 before it; 0: all before it
+    position: Literal["rope", "learned", "none"] = "rope" # how a token knows where it is
+    rope_theta: float = 10000.0 # base of the rotary frequencies
+    rope_layout: Literal["half", "interleaved"] = "half" # which features are partners
+    rope_scaling: dict | None = None # context extension, see chapter 04
+    bias: bool = False # on every Linear
+    qkv_bias: bool | None = None # on q, k and v alone; None: as bias
+    qk_norm: bool = False # RMSNorm on every head's queries and keys. arXiv:2010.04245
+    logit_cap: float = 0.0 # squash scores into (-cap, cap); 0: off
+    norm_eps: float = 1e-5 # keeps norms from dividing by zero
+    dropout: float = 0.0 # share of weights, and of outputs, dropped in training
+
+    def __post_init__(self):
+        me = type(self).__name__
+        self.check_types()
+        least = dict(d_model=1, n_heads=1, context_length=1, n_kv_heads=1, d_head=1, window=0, logit_cap=0)
+        for name, low in least.items():
+            value = getattr(self, name)
+            check(value is None or low <= value < math.inf, me, f"{name}={value}",
+                  f"must be finite and at least {low}", "give more")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, me, f"{name}={value}", "is not a positive number", "give one")
+        check(0 <= self.dropout < 1, me, f"dropout={self.dropout}", "is outside [0, 1)", "0 turns it off")
+        check(self.d_head or self.d_model % self.n_heads == 0, me, f"n_heads={self.n_heads}",
+              f"does not divide d_model={self.d_model}", "change one of them, or give d_head")
+        check(self.n_heads % self.kv_heads == 0, me, f"n_kv_heads={self.kv_heads}",
+              f"does not divide n_heads={self.n_heads}", "each must serve the same number of query heads")
+        check(self.position != "rope" or self.head_width % 2 == 0, me, f"d_head={self.head_width}",
+              "is odd, and rope turns features in pairs", "choose an even width of heads")
+
+    @property
+    def kv_heads(self) -> int: # K
+        "n_kv_heads, or n_heads where that is None."
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int: # D
+        "d_head, or d_model / n_heads where that is None."
+        return self.d_head or self.d_model // self.n_heads
+
 # %% ../nbs/05_attention.ipynb #cf3df4c2
 class Plan(NamedTuple):
     "What all layers of one forward pass share, so that it is worked out once: see `plan_attention`."
@@ -212,7 +222,7 @@ class Plan(NamedTuple):
         if self.mask is not None or not (self.causal or self.blocks): return self.mask
         return attention_mask(self.n_tokens, self.window, self.doc_ids, device)
 
-# %% ../nbs/05_attention.ipynb #feef8296
+# %% ../nbs/05_attention.ipynb #3a3893a6
 def make_rope(cfg: AttentionConfig) -> Rope | None:
     "The rotation tables that a config asks for; None where it asks for none."
     if cfg.position != "rope": return None
@@ -231,10 +241,14 @@ def plan_attention(
     "Decide the cheapest exact way to attend. Raises ValueError for more tokens than the context holds."
     T, w, past = n_tokens, cfg.window, 0 if cache is None else cache.length
     check(past + T <= cfg.context_length, "Attention", f"{past + T} tokens",
-          f"exceed context_length={cfg.context_length}", "shorten the text, or build a model with a longer context")
+          f"exceed context_length={cfg.context_length}", "shorten the text, or build a longer context")
     check(not past or doc_ids is None, "Attention", "doc_ids", "cannot be combined with a filled cache",
           "start a new cache for a new document")
     if past and positions is None: positions = torch.arange(past, past + T, device=device)
+    if cfg.position == "learned" and positions is not None and positions.device.type == "cpu":
+        check(bool(((positions >= 0) & (positions < cfg.context_length)).all()), "Attention",
+              f"positions from {positions.min()} to {positions.max()}", f"leave 0..{cfg.context_length - 1}",
+              "count them from 0 in every text")
     cos, sin = (None, None) if rope is None else rope.tables(T if positions is None else positions)
     causal, mask, blocks = True, None, None
     if past: causal, mask = False, cache.mask(positions, w)
@@ -242,21 +256,21 @@ def plan_attention(
     elif 0 < w < T or doc_ids is not None: causal, mask = False, attention_mask(T, w, doc_ids, device)
     return Plan(T, positions, cos, sin, causal, mask, blocks, w, doc_ids)
 
-# %% ../nbs/05_attention.ipynb #a1374a40
+# %% ../nbs/05_attention.ipynb #5fcb857f
 class Attention(nn.Module):
     """Causal self-attention with H query heads over K key/value heads. arXiv:1706.03762; arXiv:2305.13245.
 
     A cache (chapter 13) is any object with `length` (tokens seen so far), `mask(positions, window)`
-    (bool (T, S) or (B, 1, T, S), or None if all of the S keys may be seen; asked once per forward,
-    and only if length > 0) and `update(layer, k, v, positions)`, which stores k and v (B, K, T, D) and
-    returns all S of them; an empty one returns what it was given."""
+    (bool (T, S) or (B, 1, T, S), or None if all of the S keys may be seen; asked once per forward, and
+    only if length > 0) and `update(layer, k, v, positions)`, which stores k and v (B, K, T, D) and returns
+    all S of them; an empty one gets positions None for 0 .. T-1, and returns what it was given."""
     def __init__(self,
         cfg: AttentionConfig,
         layer: int = 0, # index of this layer, for the cache
         rope: Rope | None = None, # shared rotation tables; None: made here if cfg wants them
     ):
         super().__init__()
-        self.cfg, self.layer, self.dropout = cfg, layer, cfg.dropout
+        self.cfg, self.layer, self.dropout = cfg, layer, float(cfg.dropout)
         C, H, K, D = cfg.d_model, cfg.n_heads, cfg.kv_heads, cfg.head_width
         qkv_bias = cfg.bias if cfg.qkv_bias is None else cfg.qkv_bias
         self.q = Linear(C, H * D, bias=qkv_bias)
@@ -296,13 +310,14 @@ class Attention(nn.Module):
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         "The fused kernel, or our own where a cap on the scores is wanted."
         dropout = self.dropout if self.training else 0.0
+        H, K = q.shape[1], k.shape[1]
         if not self.cfg.logit_cap:
-            return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=q.shape[1] != k.shape[1])
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=H != K)
         if causal: mask = attention_mask(q.shape[-2], device=q.device)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        return F.dropout(attention_weights(q, k, mask, self.cfg.logit_cap), dropout) @ v # (B, H, T, D)
+        weights = attention_weights(q, repeat_heads(k, H), mask, self.cfg.logit_cap) # (B, H, T, S)
+        return F.dropout(weights, dropout) @ repeat_heads(v, H) # (B, H, T, D)
 
-# %% ../nbs/05_attention.ipynb #c1056831
+# %% ../nbs/05_attention.ipynb #ab8b97a0
 @contextmanager
 def capture_attention(
     model: nn.Module, # any module with `Attention` layers inside
@@ -312,8 +327,8 @@ def capture_attention(
     before = [vars(layer).get("attend") for layer in layers] # None, unless another capture is at work
     def watch(layer, attend):
         def watched(q, k, v, plan):
-            weights = attention_weights(q, repeat_heads(k, q.shape[1]), plan.dense_mask(q.device), layer.cfg.logit_cap)
-            maps.append(weights.detach())
+            mask, cap = plan.dense_mask(q.device), layer.cfg.logit_cap
+            maps.append(attention_weights(q, repeat_heads(k, q.shape[1]), mask, cap).detach())
             return attend(q, k, v, plan)
         layer.attend = watched # hides the method; outside the block there is nothing to ask
     for layer in layers: watch(layer, layer.attend)
