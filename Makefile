@@ -45,7 +45,7 @@ site: $(INSTALLED)  ## render the book as a website into _site (needs Quarto)
 	@bin=$$(cd "$(BIN)" && pwd) && PATH="$$bin:$$PATH" QUARTO_PYTHON="$$bin/python" quarto render
 	@echo "make site: open _site/index.html"
 
-bench: $(INSTALLED)  ## side by side with other libraries, on the same work
+bench: $(INSTALLED)  ## our code beside other libraries, on the same work
 	@set -- bench/*.py; \
 	[ -e "$$1" ] || { echo "make bench: there is nothing in bench/ yet" >&2; exit 2; }; \
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

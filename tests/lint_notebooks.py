@@ -311,6 +311,23 @@ def heading_anchors(nb: Notebook, book: Book) -> Found:
                     yield c, f"the heading '{heading}' takes the anchor of the exported name {anchor}; word it differently"
 
 
+def relative_links(text: str) -> list[str]:
+    "The links and pictures of a Markdown text that lead to files beside it, without anchors; code is no link."
+    text = re.sub(r"(?ms)^```.*?^```|`[^`\n]*`", "", text)
+    found = re.findall(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
+    return [link.partition("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+def links(nb: Notebook, book: Book) -> Found:
+    "A link to a notebook works in JupyterLab, and Quarto turns it into a link to the page; a link to a page works on the site only."
+    for c in nb.cells:
+        for link in relative_links(c.source) if c.kind == "markdown" else ():
+            if not (nb.path.parent / link).exists():
+                near = book.chapters.get(Path(link).stem) if link.endswith(".html") else None
+                instead = f"; write {near:02d}_{Path(link).stem}.ipynb" if near is not None else ""
+                yield c, f"links to {link}, and there is no such file{instead}"
+
+
 RULES: dict[str, Callable[[Notebook, "Book"], Found]] = {
     "directive": directives,
     "never-run": never_run,
@@ -324,6 +341,7 @@ RULES: dict[str, Callable[[Notebook, "Book"], Found]] = {
     "fold": folds,
     "front-matter": front_matter,
     "heading-anchor": heading_anchors,
+    "link": links,
 }
 
 

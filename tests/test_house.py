@@ -133,31 +133,14 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-def links(text: str) -> list[str]:
-    text = re.sub(r"(?ms)^```.*?^```", "", text)
-    text = re.sub(r"`[^`\n]*`", "", text)
-    return re.findall(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)", text) + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_exist(page: str):
     text = (ROOT / page).read_text()
-    anchors = {slug(h) for h in re.findall(r"(?m)^#+ (.*)", text)}
-    for link in links(text):
-        if not re.match(r"[a-z]+:", link):
-            target, _, anchor = link.partition("#")
-            assert not target or (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}, which is not there"
-            assert target or anchor in anchors, f"{page} links to #{anchor}, and has no such heading"
-
-
-def test_chapters_link_to_chapters():
-    "Links in the prose of notebooks lead to files of the book (JupyterLab follows them; Quarto turns .ipynb into pages)."
-    for nb in BOOK:
-        for cell in nb.cells:
-            for link in links(cell.source) if cell.kind == "markdown" else []:
-                target = link.partition("#")[0]
-                if target and not re.match(r"[a-z]+:", link):
-                    assert (nb.path.parent / target).exists(), f"{nb.name}, cell {cell.index} links to {target}, which is not there"
+    for link in lint.relative_links(text):
+        assert (ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}, which is not there"
+    headings = {slug(h) for h in re.findall(r"(?m)^#+ (.*)", text)}
+    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
+        assert anchor in headings, f"{page} links to #{anchor}, and has no such heading"
 
 
 def test_readme_lists_the_chapters():

@@ -109,6 +109,9 @@ PLANTED = [
     ("picture", "#| fig-alt", code('#| fig-cap: "It grows."\nplot()', picture())),
     ("fold", "open in JupyterLab", code("#| code-fold: true\n1")),
     ("fold", "open on the site", code("1", jupyter={"source_hidden": True})),
+    ("link", "links to training.html, and there is no such file", md("See [training](training.html#loop).")),
+    ("link", "links to model.html, and there is no such file; write 06_model.ipynb", md("See [the model](model.html).")),
+    ("link", "links to 7_x.ipynb", md('![](7_x.ipynb "title") and `[code](is none)`')),
     ("heading-anchor", "'Attend'", md("## Attend\n\nwords")),
 ]
 
