@@ -42,14 +42,14 @@ def pieces(text: str) -> list[str]:
     "Words with the space before them, and marks: joined, they give the text back."
     return PIECES.findall(text)
 
-# %% ../nbs/00_worlds.ipynb #9352a947
+# %% ../nbs/00_worlds.ipynb #deb9a226
 class CountingModel:
     """Predicts a word from how often it followed the n-1 words before it, blended with shorter memories.
 
     The blend is Witten and Bell's, in its interpolated form (cmp-lg/9606011, section 2.5): a memory that was
     followed by many different words is trusted less. n = 0 guesses all known words alike.
     """
-    END = "<end>" # closes every text: a model must also know when to stop
+    START, END = "<start>", "<end>" # a model must also know how to begin, and when to stop
 
     def __init__(self,
         n: int, # words in a look, the predicted one included: 1 unigram, 2 bigram, 3 trigram; 0 uniform
@@ -62,20 +62,25 @@ class CountingModel:
     def fit(self, texts: Iterable[str]) -> "CountingModel":
         "Counts the words of the texts, and returns itself."
         for text in texts:
-            words = [*pieces(text), self.END]
-            self.words.update(words)
-            for i, word in enumerate(words):
-                for length in range(min(self.n, i + 1)):
-                    memory = tuple(words[i - length:i])
-                    self.counts[length][memory][word] += 1
-                    self.totals[length][memory] += 1
+            for memory, word in self.looks(text):
+                self.words.add(word)
+                for length in range(self.n):
+                    key = memory[len(memory) - length:]
+                    self.counts[length][key][word] += 1
+                    self.totals[length][key] += 1
         return self
 
-    def p(self, memory: list[str], word: str) -> float:
+    def looks(self, text: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        "Each word of a text, and its end, after the n-1 words before it."
+        n_before = max(self.n - 1, 0)
+        words = [*[self.START] * n_before, *pieces(text), self.END]
+        for i in range(n_before, len(words)): yield tuple(words[i - n_before:i]), words[i]
+
+    def p(self, memory: tuple[str, ...], word: str) -> float:
         "The probability of a word after a memory; a word never seen shares one place in the uniform guess."
         p = 1 / (len(self.words) + 1)
         for length in range(min(self.n, len(memory) + 1)):
-            key = tuple(memory[len(memory) - length:])
+            key = memory[len(memory) - length:]
             total = self.totals[length].get(key)
             if not total: break
             followers = self.counts[length][key]
@@ -84,10 +89,9 @@ class CountingModel:
 
     def bits(self, text: str) -> float: # -log2 p(text), its end included
         "The surprise of a whole text."
-        words = [*pieces(text), self.END]
-        return -sum(math.log2(self.p(words[max(0, i - self.n + 1):i], word)) for i, word in enumerate(words))
+        return -sum(math.log2(self.p(memory, word)) for memory, word in self.looks(text))
 
-# %% ../nbs/00_worlds.ipynb #6ab3ea90
+# %% ../nbs/00_worlds.ipynb #627b5a64
 @dataclass(frozen=True, kw_only=True)
 class Lexicon:
     "The words of the Tales world, and the two numbers that set how long a tale grows."
@@ -131,6 +135,11 @@ class Lexicon:
         "Then it was time for bed", "Far away an owl hooted")
     max_events: int = 9 # the tale ends after so many, if it has not before
     stop: int = 4 # how much weight the end has each time, beside 12 to 15 for going on
+
+    def __post_init__(self):
+        for name, least in (("places", 3), ("jobs", 2)): # somewhere to go, and two people who differ
+            if len(getattr(self, name)) < least:
+                raise ValueError(f"Lexicon: {name}={getattr(self, name)} is fewer than {least}; add some")
 
 NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five").split()
@@ -284,22 +293,23 @@ class Scene:
         self.toy, self.holder = t.choose("toy", words.toys), b
         t.say(".")
 
-# %% ../nbs/00_worlds.ipynb #df635831
+# %% ../nbs/00_worlds.ipynb #6a1f0a4d
 class Deeds(Scene):
     "What the people of a tale do: x acts, y is the other one."
-    def walk(self, x, y, deed="walk") -> None:
-        places = {p: 1 for p in self.words.places if p != x.place}
-        if y.place != x.place: places[y.place] = len(self.words.places) # people like company
-        with_pet, x.ran_to = self.pet and self.pet_place == x.place, ""
-        x.place = self.t.choose("place", places)
-        if with_pet and self.t.choose("company", [".", f" with {self.pet}."]) != ".": self.pet_place = x.place
-        elif not with_pet: self.t.say(".")
-        if y.place == x.place: self.t.fact("place", f" {y.name} was there.")
-        self.note(deed, x.name, to=x.place)
+    def move(self, deed, x, place) -> None:
+        has_pet, x.place, x.ran_to = self.pet and self.pet_place == x.place, place, ""
+        if has_pet and self.t.choose("company", [".", f" with {self.pet}."]) != ".": self.pet_place = place
+        if not has_pet: self.t.say(".")
+        self.note(deed, x.name, to=place)
+
+    def walk(self, x, y, deed="walk") -> None: # somewhere else, where the other is not
+        self.move(deed, x, self.t.choose("place", [p for p in self.words.places if p not in (x.place, y.place)]))
 
     def run(self, x, y) -> None:
         self.walk(x, y, "run")
         x.ran_to = x.place
+
+    def meet(self, x, y) -> None: self.move("meet", x, self.t.fact("place", y.place))
 
     def find(self, x, y) -> None:
         n = NUMBERS.index(self.t.choose("number", NUMBERS[1:3]))
@@ -372,7 +382,7 @@ class Talk(Deeds):
         self.note("feel", x.name, feeling=reason.split()[0])
         if reason.split()[0] in why: self.t.fact("reason", why[reason.split()[0]])
 
-# %% ../nbs/00_worlds.ipynb #2e0502b0
+# %% ../nbs/00_worlds.ipynb #6adc5425
 class Story(Talk):
     "One tale in the making, from its first word to its end."
     def tell(self) -> None:
@@ -398,6 +408,7 @@ class Story(Talk):
         here = x.place == y.place
         deeds = {" walked to the ": (3, self.walk), " ran to the ": (2, self.run), " found ": (2, self.find),
                  " began to ": (2, self.begin), f" {self.works[x.job]}": (2, self.work), " was ": (3, self.feel)}
+        if not here: deeds[f" went to meet {y.name} at the "] = (6, self.meet)
         if here and (x.n or self.holder is x): deeds[f" gave {y.name} "] = (5, self.give)
         if here: deeds[f' asked {y.name}, "'] = (4, self.ask)
         if self.holder is x: deeds[f" put the {self.toy} in the "] = (3, self.put)
@@ -407,7 +418,7 @@ class Story(Talk):
 
     def pet_event(self) -> None:
         deeds = {f" {self.sounds[self.pet_kind]}": 2, " ran to the ": 1}
-        deeds |= {f" looked for {p.name}": 1 for p in (self.a, self.b) if p.place != self.pet_place}
+        deeds |= {f" looked for {p.name}": 1 for p in (self.a, self.b)}
         deed = self.t.choose("pet's deed", deeds)
         if deed == " ran to the ":
             self.pet_place = self.t.choose("place", [p for p in self.words.places if p != self.pet_place])
