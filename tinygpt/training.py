@@ -241,7 +241,7 @@ def _flat(settings: Mapping, where: str, prefix: str = "") -> Iterator[tuple[str
         else:
             raise ValueError(f"{where}: unknown field {name}; {_right_name(name)}")
 
-# %% ../nbs/08_training.ipynb #62230373
+# %% ../nbs/08_training.ipynb #62c04c4a
 def make_config(
     settings: Mapping,  # nested as in a recipe, or with dotted names: {"model.n_layers": 2}
     where: str = "config",  # named in errors
@@ -251,24 +251,26 @@ def make_config(
     Raises ValueError, in one line, for an unknown field (with the nearest right one), a wrong type, or
     a value out of its range.
     """
-    nested = {}
+    nested, default, sections = {f.name: {} for f in fields(TrainConfig)}, TrainConfig(), {}
     for name, value in _flat(settings, where):
         section, key = name.split(".")
-        nested.setdefault(section, {})[key] = value
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig)
-    try:
-        found = parser.instantiate(parser.parse_object(nested))
-    except ValueError as error:
-        raise ValueError(str(error) if where == "config" else f"{where}: {error}") from None
-    except jsonargparse.ArgumentError as error:
-        name, known = re.search(r'Parser key "([\w.]+)"', str(error)), config_fields()
-        if not name or name[1] not in known:
-            raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
-        section, key = name[1].split(".")
-        value, rule = nested[section][key], type_in_words(known[name[1]][0])
-        raise ValueError(f"{where}: {name[1]}={value!r} must be {rule}") from None
-    return TrainConfig(**{f.name: found[f.name] for f in fields(TrainConfig)})
+        nested[section][key] = value
+    for section, given in nested.items():
+        before = getattr(default, section)
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(type(before))
+        parser.set_defaults({f.name: getattr(before, f.name) for f in fields(before)})
+        try:
+            sections[section] = type(before)(**parser.parse_object(given).as_dict())
+        except ValueError as error:
+            raise ValueError(str(error) if where == "config" else f"{where}: {error}") from None
+        except jsonargparse.ArgumentError as error:
+            found, known = re.search(r'Parser key "(\w+)"', str(error)), config_fields()
+            if not found or (name := f"{section}.{found[1]}") not in known:
+                raise ValueError(f"{where}: {section}: {' '.join(str(error).split())}") from None
+            rule = type_in_words(known[name][0])
+            raise ValueError(f"{where}: {name}={given[found[1]]!r} must be {rule}") from None
+    return TrainConfig(**sections)
 
 # %% ../nbs/08_training.ipynb #ea500c31
 def read_config(
