@@ -492,7 +492,7 @@ class Tales:
 # %% ../nbs/00_worlds.ipynb #68f1c4e1
 @dataclass(frozen=True, kw_only=True)
 class Rungs:
-    "What guessers without attention reach on a corpus, and the floor that nobody can pass, in bits per byte."
+    "What guessers with a short memory reach on a corpus, and the floor that nobody can pass, in bits per byte."
     uniform: float
     unigram: float
     bigram: float
