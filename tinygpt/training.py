@@ -6,10 +6,10 @@
 __all__ = ['bits_per_byte_per_nat', 'validate', 'DataConfig', 'OptimConfig', 'RunConfig', 'TrainConfig', 'recipes',
            'config_fields', 'type_in_words', 'make_config', 'read_config', 'config_to_yaml', 'whole_directory',
            'save_checkpoint', 'load_checkpoint', 'pick_device', 'make_tokenizer', 'prepare_tokens', 'make_batches',
-           'make_model', 'create_run', 'find_checkpoint', 'load', 'Run', 'read_run_config', 'run_data', 'open_run',
-           'Progress', 'ProgressBar', 'Stopped', 'resume', 'train']
+           'make_model', 'fastest_threads', 'fit_machine', 'create_run', 'find_checkpoint', 'load', 'Run',
+           'read_run_config', 'run_data', 'open_run', 'Progress', 'ProgressBar', 'Stopped', 'resume', 'train']
 
-# %% ../nbs/08_training.ipynb #3c698dd0
+# %% ../nbs/08_training.ipynb #e8ad7b7a
 import difflib
 import hashlib
 import json
@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,9 +38,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-# %% ../nbs/08_training.ipynb #d4e256f3
+# %% ../nbs/08_training.ipynb #d63fdb77
 from tinygpt.data import (
-    RandomWindows, ShuffledWindows, TokenDataset, WholeDocuments, documents, eval_batches, prepare,
+    Batch, RandomWindows, ShuffledWindows, TokenDataset, WholeDocuments, documents, eval_batches, prepare,
 )
 from .model import GPT, PRESETS, GPTConfig
 from .optim import clip_grad_norm, cosine_schedule, parameter_groups
@@ -143,7 +144,7 @@ class OptimConfig:
             grad_clip=(self.grad_clip > 0, "must be above 0; a huge one never clips"),
         )
 
-# %% ../nbs/08_training.ipynb #989e9c8f
+# %% ../nbs/08_training.ipynb #05cc84c0
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     "Where and how a run takes place. Raises ValueError for a value out of its range."
@@ -151,7 +152,7 @@ class RunConfig:
     out_dir: str | None = None  # must not exist yet; null: a new folder in runs/
     seed: int = 0  # of the weights, the order of the data and dropout
     device: str = "auto"  # auto, cpu, cuda, mps
-    n_threads: int = 0  # processor threads; 0 leaves it to torch
+    n_threads: int = 0  # processor threads; 0: what trains fastest here, tried out before a long run
     log_every: int = 10  # steps between writings of the metrics
     eval_every: int = 250  # steps between validations
     eval_docs: int | None = None  # documents in a validation; null: all
@@ -159,6 +160,7 @@ class RunConfig:
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # how many of the latest stay, beside the best
     max_minutes: float | None = None  # validate, save and end after that time
+    fit_minutes: float | None = None  # choose `optim.steps` so that training takes about that long here
 
     def __post_init__(self):
         counted = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
@@ -170,6 +172,7 @@ class RunConfig:
             sample_every=(self.sample_every >= 0, "must be 0 or more"),
             eval_docs=at_least_one,
             max_minutes=(self.max_minutes is None or self.max_minutes > 0, "must be above 0, or null"),
+            fit_minutes=(self.fit_minutes is None or self.fit_minutes > 0, "must be above 0, or null"),
         )
 
 
@@ -483,7 +486,42 @@ def make_model(config: TrainConfig, device: torch.device) -> tuple[GPT, torch.op
     groups = parameter_groups(model, config.optim.weight_decay)
     return model, torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=True)
 
-# %% ../nbs/08_training.ipynb #aacb826e
+# %% ../nbs/08_training.ipynb #3fbad8b0
+def fastest_threads(
+    model: GPT,  # its gradients are cleared
+    batch: Batch,
+    seconds: float = 0.4,  # for each try; every number of threads has two
+) -> tuple[int, float]:  # threads, seconds a forward and backward pass takes with them
+    "The number of processor threads that trains a model fastest here and now: one, or as many as torch would use."
+    most = torch.get_num_threads()
+    passes, took = Counter(), Counter()
+    try:
+        for n in sorted({1, most}) * 2:
+            torch.set_num_threads(n)
+            start = time.perf_counter()
+            while (spent := time.perf_counter() - start) < seconds:
+                model.loss(batch.ids, batch.targets, batch.positions, batch.doc_ids).backward()
+                passes[n] += 1
+            took[n] += spent
+    finally:
+        torch.set_num_threads(most)
+        model.zero_grad(set_to_none=True)
+    best = min(took, key=lambda n: took[n] / passes[n])
+    return best, took[best] / passes[best]
+
+
+def fit_machine(config: TrainConfig, model: GPT, batch: Batch, progress: "Progress | None" = None) -> TrainConfig:
+    "A configuration with the number of threads and of steps that suit this machine, where it leaves them open."
+    run, optim = config.run, config.optim
+    if next(model.parameters()).device.type != "cpu" or not (run.fit_minutes or run.n_threads == 0 and optim.steps >= 300):
+        return config
+    threads, seconds = fastest_threads(model, batch)
+    steps = max(100, int(60 * run.fit_minutes * 0.8 / seconds)) if run.fit_minutes else optim.steps
+    if progress is not None:
+        progress.say(f"{run.n_threads or threads} of {torch.get_num_threads()} processor threads, {steps:,} steps")
+    return replace(config, run=replace(run, n_threads=run.n_threads or threads), optim=replace(optim, steps=steps))
+
+# %% ../nbs/08_training.ipynb #a41770b6
 def _free_directory(config: TrainConfig) -> Path:
     "Where a new run goes. Raises ValueError if something is there."
     if config.run.out_dir is None:
@@ -531,8 +569,9 @@ def create_run(config: TrainConfig, progress: "Progress | None" = None) -> Path:
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
         device = pick_device(config.run.device)
         train_set, val_set = (TokenDataset(data_dir / split, tokenizer) for split in ("train", "val"))
-        make_batches(config, train_set).batch(0)
-        make_model(config, device)
+        batch = make_batches(config, train_set).batch(0)
+        model, _ = make_model(config, device)
+        config = fit_machine(config, model, batch, progress)
         tokenizer.save(part / "tokenizer.json")
         (part / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     return out
