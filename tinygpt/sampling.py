@@ -104,7 +104,7 @@ def penalize_repetition(
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen > 0, lower, logits)
 
-# %% ../nbs/12_sampling.ipynb #a261675e
+# %% ../nbs/12_sampling.ipynb #50b5578d
 @contextmanager
 def _evaluating(model: Callable) -> Iterator[None]:
     "With dropout off inside, and as it was afterwards."
@@ -116,6 +116,14 @@ def _evaluating(model: Callable) -> Iterator[None]:
     finally:
         if was_training:
             model.train()
+
+
+def _device_of(model: Callable, ids) -> torch.device:
+    "Where the model computes; for a plain function, where the ids are."
+    first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    if first is not None:
+        return first.device
+    return ids.device if isinstance(ids, Tensor) else torch.device("cpu")
 
 
 def _check_request(
@@ -187,7 +195,7 @@ def _decode(
         if len(rows) == 0:
             return
 
-# %% ../nbs/12_sampling.ipynb #161370b0
+# %% ../nbs/12_sampling.ipynb #e09dc1ae
 def generate(
     model: Callable,  # ids (B, T) -> logits (B, T, V)
     ids: Tensor | Sequence,  # (B, T) or (T,), a list of ids, or a list of prompts of any lengths
@@ -198,7 +206,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     stop: Sequence[int | Sequence[int]] = (),  # ids, or lists of ids, after which a text ends
-    generator: torch.Generator | None = None,  # on the device of `ids`; None: torch's own
+    generator: torch.Generator | None = None,  # on the model's device; None: torch's own
     sliding: bool = False,  # past the context, forget the oldest tokens
 ) -> Tensor | list:  # the same kind as `ids`, with the prompt in front
     """Continue each prompt until a stop or for `max_new_tokens`; the stop itself is kept.
@@ -208,7 +216,9 @@ def generate(
     """
     check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     many = ids.ndim == 2 if isinstance(ids, Tensor) else not all(isinstance(i, int) for i in ids)
-    prompts = [torch.as_tensor(prompt, dtype=torch.long) for prompt in (ids if many else [ids])]
+    device = _device_of(model, ids)
+    prompts = [torch.as_tensor(prompt, dtype=torch.long, device=device)
+               for prompt in (ids if many else [ids])]
     stop = [[end] if isinstance(end, int) else list(end) for end in stop]
     limit = _check_request(model, prompts, max_new_tokens, stop, sliding)
     texts = [prompt.tolist() for prompt in prompts]
@@ -228,7 +238,7 @@ def generate(
         return [torch.tensor(text) if kind else text for text, kind in zip(texts, kinds)]
     return texts[0]
 
-# %% ../nbs/12_sampling.ipynb #14d822ba
+# %% ../nbs/12_sampling.ipynb #ae64f8e3
 def stream(
     model: Callable,  # ids (1, T) -> logits (1, T, V)
     ids: Tensor | Sequence[int],  # the prompt, (T,) or (1, T)
@@ -239,7 +249,7 @@ def stream(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     stop: Sequence[int | Sequence[int]] = (),  # ids, or lists of ids, after which the text ends
-    generator: torch.Generator | None = None,  # on the device of `ids`; None: torch's own
+    generator: torch.Generator | None = None,  # on the model's device; None: torch's own
     sliding: bool = False,  # past the context, forget the oldest tokens
 ) -> Iterator[int]:
     """The ids that `generate` would add, each as soon as it is drawn.
@@ -247,7 +257,7 @@ def stream(
     Raises ValueError, at once and not at the first id, for what `generate` refuses.
     """
     check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    prompt = torch.as_tensor(ids, dtype=torch.long)
+    prompt = torch.as_tensor(ids, dtype=torch.long, device=_device_of(model, ids))
     if prompt.ndim == 2 and len(prompt) != 1:
         raise ValueError(f"stream: {len(prompt)} prompts; give one, or use generate for a batch")
     prompts = [prompt.flatten()]
