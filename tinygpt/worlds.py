@@ -417,15 +417,9 @@ class Story(Talk):
         deeds[deed][1](x, y)
 
     def pet_event(self) -> None:
-        deeds = {f" {self.sounds[self.pet_kind]}": 2, " ran to the ": 1}
-        deeds |= {f" looked for {p.name}": 1 for p in (self.a, self.b)}
-        deed = self.t.choose("pet's deed", deeds)
+        deed = self.t.choose("pet's deed", {f" {self.sounds[self.pet_kind]}": 2, " ran to the ": 1})
         if deed == " ran to the ":
             self.pet_place = self.t.choose("place", [p for p in self.words.places if p != self.pet_place])
-        elif deed.startswith(" looked"):
-            p = self.a if deed.endswith(f" {self.a.name}") else self.b
-            self.pet_place = p.place
-            self.t.fact("place", f" and found {'her' if p.she else 'him'} at the {p.place}")
         self.t.say(".")
         self.note(deed.split()[0], self.pet, place=self.pet_place)
 
