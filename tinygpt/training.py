@@ -510,7 +510,12 @@ def fastest_threads(
     return best, took[best] / passes[best]
 
 
-def fit_machine(config: TrainConfig, model: GPT, batch: Batch, progress: "Progress | None" = None) -> TrainConfig:
+def fit_machine(
+    config: TrainConfig,
+    model: GPT,
+    batch: Batch,
+    progress=None,  # a Progress, told what was chosen
+) -> TrainConfig:
     "A configuration with the number of threads and of steps that suit this machine, where it leaves them open."
     run, optim = config.run, config.optim
     if next(model.parameters()).device.type != "cpu" or not (run.fit_minutes or run.n_threads == 0 and optim.steps >= 300):
@@ -544,7 +549,10 @@ def _named_as(out: Path, part: Path) -> Iterator[None]:
         raise ValueError(str(error).replace(str(part), str(out))) from None
 
 
-def create_run(config: TrainConfig, progress: "Progress | None" = None) -> Path:
+def create_run(
+    config: TrainConfig,
+    progress=None,  # a Progress, told what happens
+) -> Path:
     """Make a run directory: tokenizer, tokens, the complete configuration. It appears only if all of it works.
 
     Raises ValueError or FileNotFoundError, each in one line, and leaves nothing behind.
