@@ -110,8 +110,8 @@ class Notebook:
         self.cells = [Cell(i, raw) for i, raw in enumerate(self.raw["cells"])]
         found = (re.search(r"(?m)^#\|\s*default_exp\s+(\S+)", c.source) for c in self.cells if c.kind == "code")
         self.module = next((match[1] for match in found if match), None)
-        number = re.match(r"(\d+)_", path.name)
-        self.number = int(number[1]) if number else None
+        number = re.match(r"(\d+[a-z]?)_", path.name)
+        self.number = number[1] if number else None  # "07", "07b": in the order of the letters
 
     def code(self) -> list[Cell]:
         return [c for c in self.cells if c.kind == "code"]
@@ -218,7 +218,7 @@ def backward_imports(nb: Notebook, book: Book) -> Found:
                 if chapter is None and not rest and names and not target.startswith("__"):
                     yield c, f"imports {target} from the package itself; name the chapter: from tinygpt.<chapter> import {target}"
                 elif chapter is not None and chapter >= nb.number:
-                    yield c, f"imports tinygpt.{target}, which is chapter {chapter:02d}: exported cells of chapter {nb.number:02d} may import earlier chapters only"
+                    yield c, f"imports tinygpt.{target}, which is chapter {chapter}: exported cells of chapter {nb.number} may import earlier chapters only"
 
 
 def heavy_imports(nb: Notebook, book: Book) -> Found:
@@ -288,8 +288,8 @@ def front_matter(nb: Notebook, book: Book) -> Found:
     first = nb.cells[0] if nb.cells else None
     front = dict(re.findall(r"(?m)^([\w-]+):\s*\"?(.*?)\"?\s*$", first.source)) if first and first.kind == "raw" else {}
     word = nb.path.stem.partition("_")[2]
-    if not front.get("title", "").startswith(f"{nb.number:02d}"):
-        yield first, f"the first cell is raw front matter with title: \"{nb.number:02d} · ...\""
+    if not front.get("title", "").startswith(f"{nb.number} "):
+        yield first, f"the first cell is raw front matter with title: \"{nb.number} · ...\""
     if front.get("output-file") != f"{word}.html":
         yield first, f"the front matter has output-file: {word}.html (not {front.get('output-file')!r})"
     if nb.module not in (None, word):
@@ -324,7 +324,7 @@ def links(nb: Notebook, book: Book) -> Found:
         for link in relative_links(c.source) if c.kind == "markdown" else ():
             if not (nb.path.parent / link).exists():
                 near = book.chapters.get(Path(link).stem) if link.endswith(".html") else None
-                instead = f"; write {near:02d}_{Path(link).stem}.ipynb" if near is not None else ""
+                instead = f"; write {near}_{Path(link).stem}.ipynb" if near is not None else ""
                 yield c, f"links to {link}, and there is no such file{instead}"
 
 
@@ -354,11 +354,11 @@ class Book:
     def __init__(self, root: Path = ROOT):
         self.root, self.known = root, known_directives(root)
         self.paths = sorted(p for p in (root / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", p.as_posix()[len(str(root)) :]))
-        self.chapters: dict[str, int] = {}
+        self.chapters: dict[str, str] = {}
         for path in self.paths:
             number, _, word = path.stem.partition("_")
-            if number.isdigit():
-                self.chapters[word] = int(number)
+            if re.fullmatch(r"\d+[a-z]?", number):
+                self.chapters[word] = number
 
     def lint(self, paths: list[Path] | None = None) -> list[Problem]:
         "All findings in `paths`, or in every chapter."

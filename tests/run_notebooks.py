@@ -29,7 +29,7 @@ def find(names: list[str], folder: Path) -> list[Path]:
     chosen = []
     for name in names:
         stem = Path(name).stem
-        number = f"{int(stem):02d}" if stem.isdigit() else None
+        number = stem.zfill(2 + stem[-1:].isalpha())  # 7 is 07, 7b is 07b
         hits = [p for p in chapters if stem == p.stem or stem == p.stem.partition("_")[2] or p.stem.startswith(f"{number}_")]
         if not hits:
             raise ValueError(f"run_notebooks: {name!r} is no chapter; choose from {', '.join(p.stem for p in chapters)}")

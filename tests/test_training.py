@@ -259,7 +259,7 @@ def test_a_file_that_is_no_recipe(tmp_path, text):
 )
 def test_what_cannot_begin_leaves_nothing(settings, tmp_path, changes, said):
     settings["run"]["out_dir"] = str(tmp_path / "new" / "run")
-    config = make_config(dict(training._flat(settings, "test")) | changes)
+    config = make_config(settings | changes)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         train(config)
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -11,10 +11,11 @@ _HOMES = {
     "tokenizer": ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"],
     "data": ["TokenDataset", "get_batch", "prepare"],
     "model": ["GPT", "GPTConfig", "PRESETS", "profile"],
-    "training": ["TrainConfig", "load", "load_checkpoint", "save_checkpoint", "train"],
+    "runs": ["TrainConfig", "load", "load_checkpoint", "save_checkpoint"],
+    "training": ["train"],
     "sampling": ["generate", "next_token_probs", "stream"],
 }
-_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "training", "sampling", "cli")
+_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "training", "sampling", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
