@@ -315,17 +315,22 @@ class Deeds(Scene):
         n = NUMBERS.index(self.t.choose("number", NUMBERS[1:3]))
         x.n += n
         self.t.fact("goods", f" {self.amount(n).split()[1]}")
-        self.t.fact("pronoun", f". Now {'she' if x.she else 'he'} had ")
+        self.at_place(x)
+        self.t.fact("pronoun", f" Now {'she' if x.she else 'he'} had ")
         self.t.fact("number", f"{NUMBERS[x.n]}.")
         self.note("find", x.name, n=n)
 
     def begin(self, x, y) -> None:
         self.note("begin", x.name, what=self.t.choose("hobby", self.words.hobbies))
-        self.t.say(".")
+        self.at_place(x)
 
-    def work(self, x, y) -> None:
+    def work(self, x) -> None:
         self.note("work", x.name)
-        self.t.say(".")
+        self.t.say(f" {self.works[x.job]}.")
+
+    def at_place(self, x) -> None:
+        self.t.say(" at the ")
+        self.t.fact("place", f"{x.place}.")
 
     def give(self, x, y) -> None:
         gifts = {self.amount(i): 1 for i in range(1, min(x.n, 3) + 1)}
@@ -344,7 +349,7 @@ class Deeds(Scene):
 
     def put(self, x, y) -> None:
         self.box, self.box_place, self.holder = self.t.choose("box", self.words.boxes), x.place, None
-        self.t.say(".")
+        self.at_place(x)
         self.note("put", x.name, box=self.box, place=x.place)
 
     def take(self, x, y) -> None:
@@ -393,13 +398,16 @@ class Story(Talk):
 
     def event(self) -> bool: # False when the tale is over
         a, b, pet, n = self.a, self.b, self.pet, len(self.events)
-        who = {f" {a.name}": 5, f" {b.name}": 5}
-        if pet: who[f" {pet}"] = 3
+        who = {f" {a.name}": 4, f" {b.name}": 4, f" The {a.job}": 1, f" The {b.job}": 1}
+        if pet: who |= {f" {pet}": 2, f" The {self.pet_kind}": 1}
         if n: who[" In the end"] = self.words.stop
         if n == self.words.max_events: who = {" In the end": 1}
         subject = self.t.choose("who", who)
         if subject == " In the end": return False
         if pet and subject == f" {pet}": self.pet_event()
+        elif pet and subject == f" The {self.pet_kind}": self.sound()
+        elif subject == f" The {a.job}": self.work(a)
+        elif subject == f" The {b.job}": self.work(b)
         elif subject == f" {a.name}": self.deed(a, b)
         else: self.deed(b, a)
         return True
@@ -407,7 +415,7 @@ class Story(Talk):
     def deed(self, x: Person, y: Person) -> None:
         here = x.place == y.place
         deeds = {" walked to the ": (3, self.walk), " ran to the ": (2, self.run), " found ": (2, self.find),
-                 " began to ": (2, self.begin), f" {self.works[x.job]}": (2, self.work), " was ": (3, self.feel)}
+                 " began to ": (3, self.begin), " was ": (3, self.feel)}
         if not here: deeds[f" went to meet {y.name} at the "] = (6, self.meet)
         if here and (x.n or self.holder is x): deeds[f" gave {y.name} "] = (5, self.give)
         if here: deeds[f' asked {y.name}, "'] = (4, self.ask)
@@ -417,11 +425,16 @@ class Story(Talk):
         deeds[deed][1](x, y)
 
     def pet_event(self) -> None:
-        deed = self.t.choose("pet's deed", {f" {self.sounds[self.pet_kind]}": 2, " ran to the ": 1})
-        if deed == " ran to the ":
+        deed = self.t.choose("pet's deed", [" waited at the ", " wandered to the "])
+        if deed == " wandered to the ":
             self.pet_place = self.t.choose("place", [p for p in self.words.places if p != self.pet_place])
+        else: self.t.fact("place", self.pet_place)
         self.t.say(".")
         self.note(deed.split()[0], self.pet, place=self.pet_place)
+
+    def sound(self) -> None:
+        self.t.say(f" {self.sounds[self.pet_kind]}.")
+        self.note(self.sounds[self.pet_kind], self.pet, place=self.pet_place)
 
     def ending(self) -> None:
         for p, joint in ((self.a, ", "), (self.b, " and ")):
