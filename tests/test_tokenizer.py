@@ -684,7 +684,7 @@ def test_a_person_can_read_the_file(trained, tmp_path):
     assert lines[1] == ' "format": "tinygpt tokenizer",' and ' "merges": [' in lines
     assert any(line.startswith('  "Ġ') for line in lines) and max(map(len, lines)) < 200
     facts = json.loads("\n".join(lines))
-    assert list(facts) == ["format", "version", "kind", "pattern", "special_tokens", "vocab", "merges", "fingerprint"]
+    assert list(facts) == ["format", "version", "kind", "special_tokens", "pattern", "vocab", "merges", "fingerprint"]
 
 
 # ---------------------------------------------------------------- the world outside
