@@ -179,14 +179,14 @@ def test_the_named_datasets_ask_the_hub_for_the_right_thing(monkeypatch):
 def test_a_small_corpus_is_shared_out_exactly(docs, val_frac):
     docs = sorted(docs)
     source = Source(lambda: iter(docs))
-    labels = Counter(split for split, _ in data.label_documents(source, None, val_frac))
+    labels = Counter(split for split, _ in data.label_documents(source, val_frac))
     wanted = min(max(1, round(val_frac * len(docs))), len(docs) - 1)
     assert labels["val"] == wanted and labels["train"] == len(docs) - wanted
 
 
 def test_a_large_corpus_is_shared_out_about_right_and_copies_stay_together():
     docs = [f"document {i % 5000}" for i in range(20_000)]
-    labelled = list(data.label_documents(Source(lambda: iter(docs)), None, 0.05))
+    labelled = list(data.label_documents(Source(lambda: iter(docs)), 0.05))
     sides = {split: {text for s, text in labelled if s == split} for split in ("train", "val")}
     assert not sides["train"] & sides["val"] and 0.035 < len(sides["val"]) / 5000 < 0.065
 

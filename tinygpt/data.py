@@ -6,12 +6,12 @@
 __all__ = ['TEXT_SUFFIXES', 'MAX_DOC_BYTES', 'HUB', 'FORMAT', 'COUNTS', 'N_HASHES', 'N_BANDS', 'MULTIPLY', 'ADD', 'get_batch',
            'check_window', 'locate', 'Batch', 'read_text', 'row_text', 'read_jsonl', 'HubDataset', 'load_rows',
            'join_articles', 'Source', 'shipped_names', 'stdlib_files', 'find_files', 'read_documents', 'identify',
-           'open_source', 'documents', 'split_key', 'split_below', 'cut_document', 'label_documents', 'group_slices',
-           'SplitWriter', 'sealed', 'write_json', 'read_json', 'write_splits', 'locked', 'publish', 'prepare',
-           'TokenDataset', 'permutation', 'endless_order', 'RandomWindows', 'ShuffledWindows', 'document_pieces',
-           'padded_batch', 'WholeDocuments', 'eval_batches', 'minhash', 'NearIndex', 'deduplicate']
+           'look_up', 'open_source', 'documents', 'split_key', 'split_below', 'cut_document', 'label_documents',
+           'group_slices', 'SplitWriter', 'write_splits', 'locked', 'publish', 'noted', 'prepare', 'TokenDataset',
+           'permutation', 'endless_order', 'RandomWindows', 'ShuffledWindows', 'document_pieces', 'padded_batch',
+           'WholeDocuments', 'eval_batches', 'minhash', 'NearIndex', 'deduplicate']
 
-# %% ../nbs/02_data.ipynb #5f2ac0f9
+# %% ../nbs/02_data.ipynb #3c99ce89
 import codecs
 import difflib
 import glob
@@ -23,7 +23,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice, tee
 from pathlib import Path
@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from .tokenizer import EOT, Tokenizer, well_formed, write_atomically
+from .tokenizer import EOT, Tokenizer, read_json, sealed, well_formed, write_json
 from .worlds import shipped
 
-# %% ../nbs/02_data.ipynb #b24c9690
+# %% ../nbs/02_data.ipynb #2c1fc1d9
 def get_batch(
     tokens,               # (N,) token ids: a numpy array or memmap, a tensor, or a list
     batch_size: int,      # B, windows in the batch
@@ -58,7 +58,6 @@ def get_batch(
         window = torch.from_numpy(tokens.take(places.numpy()).astype(np.int64))
     window = window.to(device, non_blocking=True)
     return window[:, :-1], window[:, 1:]
-
 
 def check_window(where: str, n_tokens: int, batch_size: int, context_length: int) -> None:
     "Raises ValueError if a size is below 1, or `n_tokens` do not fill one window."
@@ -92,10 +91,9 @@ class Batch(NamedTuple):
         "The same batch on another device."
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))
 
-# %% ../nbs/02_data.ipynb #1008d0b7
+# %% ../nbs/02_data.ipynb #62d5316b
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py", ".jsonl", ".ndjson")  # what is read from a folder
 MAX_DOC_BYTES = 1 << 24  # 16 MiB; a longer document becomes several, so that memory stays bounded
-
 
 def read_text(path: str | Path) -> Iterator[str]:
     """
@@ -138,7 +136,7 @@ def read_text(path: str | Path) -> Iterator[str]:
     parts.append(decode(b"", final=True))
     yield document()
 
-# %% ../nbs/02_data.ipynb #a0cb1110
+# %% ../nbs/02_data.ipynb #d82e15f2
 def row_text(
     row: str | Mapping,        # a text, or a row with columns
     text_field: str = "text",  # the column of the text; several, "question,answer", are joined by a line feed
@@ -156,7 +154,6 @@ def row_text(
             raise ValueError(f"{where}: text_field={field!r} is no column of text; there is {columns}")
     return "\n".join(value or "" for value in values.values())
 
-
 def read_jsonl(path: str | Path, text_field: str = "text") -> Iterator[str]:
     "Documents of a JSON lines file. Raises ValueError, naming the line, if one is broken."
     with open(path, "rb") as file:
@@ -169,7 +166,7 @@ def read_jsonl(path: str | Path, text_field: str = "text") -> Iterator[str]:
                                      "give one object per line") from None
                 yield row_text(row, text_field, f"read_jsonl: {path}, line {number}")
 
-# %% ../nbs/02_data.ipynb #0c55568f
+# %% ../nbs/02_data.ipynb #a690c3e9
 @dataclass(frozen=True)
 class HubDataset:
     "A dataset of the Hugging Face hub, read by the `datasets` library."
@@ -180,7 +177,6 @@ class HubDataset:
     revision: str | None = None   # a commit or branch; None is the newest
     join_articles: bool = False   # its rows are lines, not documents
 
-
 HUB = {
     "tinystories": HubDataset("roneneldan/TinyStories", val_split="validation"),
     "wikitext-103": HubDataset("Salesforce/wikitext", "wikitext-103-raw-v1", val_split="validation",
@@ -189,7 +185,6 @@ HUB = {
     "wikipedia": HubDataset("wikimedia/wikipedia", "20231101.en"),
     "wikipedia-bookscorpus": HubDataset("shahrukhx01/wikipedia-bookscorpus-en-preprocessed"),
 }
-
 
 def load_rows(hub: HubDataset, split: str, streaming: bool) -> Iterable[Mapping]:
     "The rows of a split; streaming stores nothing. Raises ValueError if `datasets` cannot load it."
@@ -200,7 +195,6 @@ def load_rows(hub: HubDataset, split: str, streaming: bool) -> Iterable[Mapping]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"load_rows: dataset {hub.path!r}, split {split!r} did not load ({reason}); "
                          "check its id and the network, or give files of your own") from error
-
 
 def join_articles(lines: Iterable[str]) -> Iterator[str]:
     "Join WikiText's lines to articles; each begins with a line ` = Title = `."
@@ -214,7 +208,7 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
     if article:
         yield "".join(article)
 
-# %% ../nbs/02_data.ipynb #7bd5b0fc
+# %% ../nbs/02_data.ipynb #23819951
 @dataclass(frozen=True)
 class Source:
     "A corpus: how to walk through its documents, and what tells it from any other."
@@ -224,20 +218,17 @@ class Source:
     name: str = "source"                            # for messages
     once: bool = False                              # a generator: there is only one walk
 
-
 def shipped_names() -> list[str]:
     "The corpora that travel with the package."
     with suppress(FileNotFoundError):
         return sorted(path.parent.name for path in shipped().glob("*/train.txt"))
     return []
 
-
 def stdlib_files() -> list[Path]:
     "The modules of Python's own standard library, without its tests and what was installed later."
     root = Path(sysconfig.get_paths()["stdlib"])
     leave_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
     return sorted(p for p in root.rglob("*.py") if not leave_out & set(p.relative_to(root).parts))
-
 
 def find_files(path: str | Path) -> list[Path]:
     """
@@ -265,7 +256,7 @@ def find_files(path: str | Path) -> list[Path]:
         return files
     raise FileNotFoundError(f"find_files: source={str(path)!r} {missing}")
 
-# %% ../nbs/02_data.ipynb #4d2c30b9
+# %% ../nbs/02_data.ipynb #43661b7e
 def read_documents(items: Iterable, text_field: str = "text") -> Iterator[str]:
     "Texts as they are, rows by their column, Paths by their content; blank documents are left out."
     for item in items:
@@ -275,7 +266,6 @@ def read_documents(items: Iterable, text_field: str = "text") -> Iterator[str]:
         else:
             texts = (row_text(item, text_field),)
         yield from (well_formed(text) for text in texts if text.strip())
-
 
 def identify(items) -> str | None:
     "What a corpus is known by; None if by nothing (a generator)."
@@ -291,7 +281,26 @@ def identify(items) -> str | None:
         digest.update(json.dumps(item, default=str).encode() + b"\n")
     return digest.hexdigest()
 
-# %% ../nbs/02_data.ipynb #ecdb6c42
+# %% ../nbs/02_data.ipynb #14c311fb
+def look_up(name: str | Path) -> HubDataset | Mapping | Iterable:
+    "What a name or a path stands for: a dataset of the hub, one on the disk, or files."
+    if isinstance(name, str):
+        if not name.strip() or "\n" in name or len(name) > 1000:
+            raise ValueError(f"open_source: source={name!r:.40} is no name or path; for a text in memory give [text]")
+        if name.startswith("hf:"):
+            return HubDataset(*name[3:].split(":", 1))
+        if name in HUB:
+            return HUB[name]
+        if name == "stdlib":
+            return stdlib_files()
+        if name in shipped_names():
+            files = {split: shipped(name) / f"{split}.txt" for split in ("train", "val")}
+            return {split: [path] for split, path in files.items() if path.exists()}
+    if any((Path(name) / saved).exists() for saved in ("dataset_dict.json", "state.json")):
+        from datasets import load_from_disk
+        return load_from_disk(name)
+    return find_files(name)
+
 def open_source(
     source,                    # a name, path, glob, `hf:id:config`; or texts, rows, Paths, `datasets` objects
     text_field: str = "text",  # the column of the text in JSON lines and datasets
@@ -304,24 +313,8 @@ def open_source(
     cannot be a source.
     """
     name = str(source) if isinstance(source, str | os.PathLike) else type(source).__name__
-    if isinstance(source, str) and (not source.strip() or "\n" in source or len(source) > 1000):
-        raise ValueError(f"open_source: source={source!r:.40} is no name or path; for a text in memory give [text]")
-    if isinstance(source, str) and source.startswith("hf:"):
-        source = HubDataset(*source[3:].split(":", 1))
-    elif isinstance(source, str) and source in HUB:
-        source = HUB[source]
-    elif isinstance(source, str) and source == "stdlib":
-        source = stdlib_files()
-    elif isinstance(source, str) and source in shipped_names():
-        files = {split: shipped(source) / f"{split}.txt" for split in ("train", "val")}
-        source = {split: [path] for split, path in files.items() if path.exists()}
-    elif isinstance(source, str | os.PathLike):
-        if any((Path(source) / saved).exists() for saved in ("dataset_dict.json", "state.json")):
-            from datasets import load_from_disk
-            source = load_from_disk(source)
-        else:
-            source = find_files(source)
-
+    if isinstance(source, str | os.PathLike):
+        source = look_up(source)
     if isinstance(hub := source, HubDataset):
         def walk(split):
             texts = read_documents(load_rows(hub, split, streaming), text_field)
@@ -343,16 +336,14 @@ def open_source(
                   None if val is None else lambda: read_documents(val, text_field),
                   None if None in marks else " ".join(marks), name, once=iter(train) is train)
 
-
 def documents(source, text_field: str = "text", streaming: bool = False) -> Iterator[str]:
     "The documents of any source, one text after another. Raises what `open_source` raises."
     return open_source(source, text_field, streaming).train()
 
-# %% ../nbs/02_data.ipynb #38c137d7
+# %% ../nbs/02_data.ipynb #0ca402b1
 def split_key(text: str) -> int:
     "A number below 2**64 that depends on the text alone: equal texts, equal keys."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
 
 def split_below(
     texts: Iterable[str],
@@ -374,7 +365,7 @@ def split_below(
         raise ValueError(f"prepare: all {len(keys)} documents are the same; val_frac=0 holds none of them out")
     return min(keys[max(1, round(val_frac * len(keys))) - 1] + 1, keys[-1])
 
-# %% ../nbs/02_data.ipynb #61767bb1
+# %% ../nbs/02_data.ipynb #9988f751
 def cut_document(text: str, val_frac: float) -> tuple[str, str]:
     "Cut off the last `val_frac` of the bytes where a line, else a word, begins. Raises ValueError if too short."
     data = text.encode()
@@ -385,17 +376,21 @@ def cut_document(text: str, val_frac: float) -> tuple[str, str]:
                          f"val_frac={val_frac} of it; give more text, or val_frac=0")
     return text[:place], text[place:]
 
-
-def label_documents(source: Source, val: Callable | None, val_frac: float) -> Iterator[tuple[str, str]]:
-    "Pairs of split and text: `val` is held out, else documents by their key, else the end of the only one."
-    if val or val_frac == 0:
+def label_documents(
+    source: Source,
+    val_frac: float | None,  # share held out; None: the source's own validation text, else 0.1
+) -> Iterator[tuple[str, str]]:  # (split, text), in the order of the source
+    "Hold out the source's own text, or documents by their key, or the end of the only one. Raises ValueError."
+    if val_frac is None and source.val or val_frac == 0:
         yield from (("train", text) for text in source.train())
-        n_val = 0
-        for n_val, text in enumerate(val() if val else (), 1):
-            yield "val", text
-        if val and not n_val:
-            raise ValueError("prepare: the validation source holds no text; give another, or a val_frac")
+        if val_frac is None:
+            n_val = 0
+            for n_val, text in enumerate(source.val(), 1):
+                yield "val", text
+            if not n_val:
+                raise ValueError("prepare: the validation source holds no text; give another, or a val_frac")
         return
+    val_frac = 0.1 if val_frac is None else val_frac
     ahead, texts = tee(source.train()) if source.once else (source.train(), source.train())
     below = split_below(ahead, val_frac)
     del ahead  # so that what a generator gave is forgotten as it is read
@@ -431,10 +426,9 @@ def group_slices(
     if group:
         yield group
 
-# %% ../nbs/02_data.ipynb #a84565fc
+# %% ../nbs/02_data.ipynb #7270b447
 FORMAT = {"format": "tinygpt-tokens", "version": 1}
 COUNTS = ("n_tokens", "n_docs", "n_text_bytes")
-
 
 class SplitWriter:
     "Writes one split: `tokens.bin` opens with an eot; documents follow, each with an eot at its end."
@@ -480,35 +474,16 @@ class SplitWriter:
             "tokenizer": self.tokenizer.fingerprint, "blocks": self.blocks}))
         return counts
 
-
-def sealed(header: dict) -> dict:
-    "The header with a checksum of its own fields."
-    fields = {key: value for key, value in header.items() if key != "header_sha256"}
-    return fields | {"header_sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
-
-
-def write_json(path: Path, content: dict) -> None:
-    "Write JSON so that the old file or the whole new one is there, whatever happens."
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    "A JSON file; an empty dictionary where there is none that can be read."
-    with suppress(FileNotFoundError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {}
-
-# %% ../nbs/02_data.ipynb #a76a042d
+# %% ../nbs/02_data.ipynb #862ba40d
 def write_splits(
-    labelled: Iterator[tuple[str, str]],  # (split, text)
+    labelled: Iterator[tuple[str, str]],  # (split, text), from the first document on
     tokenizer: Tokenizer,
-    folder: Path,  # filled with all that `prepare` promises
-    state: dict,   # how far an earlier call came
-    progress: Callable[[int], None] | None,
+    folder: Path,
+    state: dict,  # how far an earlier call came: {"n_seen": 0, "train": [], "val": []} at first
     block_tokens: int,
-    name: str,     # of the source, for messages
-) -> None:
-    "Encode and write, from where `state` says. Raises ValueError if there is no text to train on."
+    progress: Callable[[int], None] | None = None,  # called with the bytes of text done since the last call
+) -> dict[str, dict]:  # the counts of each split that has text
+    "Encode and write, from where `state` says; it is updated, and saved as `state.json` after each block."
     writers = {split: SplitWriter(folder / split, tokenizer, state[split]) for split in ("train", "val")}
     encode = getattr(tokenizer, "encode_batch", lambda texts: [tokenizer.encode(text) for text in texts])
     n_new = 0
@@ -525,18 +500,14 @@ def write_splits(
                 n_new = 0
             if progress:
                 progress(sum(sizes))
-        if not writers["train"].n_docs:
-            raise ValueError(f"prepare: source={name!r} holds no text to train on; give more text")
-        splits = {split: writer.finish() for split, writer in writers.items() if writer.n_docs}
+        return {split: writer.finish() for split, writer in writers.items() if writer.n_docs}
     finally:
         for split, writer in writers.items():
             writer.file.close()
             if not writer.n_docs:
                 shutil.rmtree(folder / split)
-    tokenizer.save(folder / "tokenizer.json")
-    write_json(folder / "dataset.json", {"recipe": state["recipe"], "splits": splits})
 
-
+# %% ../nbs/02_data.ipynb #07df510a
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
     "Keep other processes from writing a folder; if it was made for this and stays empty, it is removed."
@@ -551,7 +522,6 @@ def locked(folder: Path) -> Iterator[Path]:
                 for path in made:
                     path.rmdir()
 
-
 def publish(partial: Path, out_dir: Path) -> None:
     "Move what is finished into place. `dataset.json` goes first and comes last: it says that all is there."
     (out_dir / "dataset.json").unlink(missing_ok=True)
@@ -561,7 +531,13 @@ def publish(partial: Path, out_dir: Path) -> None:
             os.replace(partial / name, out_dir / name)
     shutil.rmtree(partial)
 
-# %% ../nbs/02_data.ipynb #cb2895ae
+def noted(path: Path) -> dict:
+    "What an earlier call wrote down; nothing where that cannot be read."
+    with suppress(FileNotFoundError, ValueError):
+        return read_json(path)
+    return {}
+
+# %% ../nbs/02_data.ipynb #4a1ed563
 def prepare(
     source,                # anything that `open_source` knows
     tokenizer: Tokenizer,  # with the special token <|endoftext|>
@@ -588,15 +564,16 @@ def prepare(
         raise ValueError(f"prepare: {tokenizer} has no {EOT}; add it to its special_tokens")
     if val_frac is not None and (val_source is not None or not 0 <= val_frac < 1):
         raise ValueError(f"prepare: val_frac={val_frac} must be in [0, 1), or None beside a val_source")
-    opened = open_source(source, text_field, streaming)
-    own = Source(opened.val, None, "") if val_source is None else open_source(val_source, text_field, streaming)
-    labelled = (label_documents(opened, own.train, 0.1) if val_frac is None else
-                label_documents(opened, None, val_frac))
-    known = None not in (opened.identity, own.identity)
-    recipe = FORMAT | {"source": opened.identity, "val_source": own.identity, "val_frac": val_frac,
-                       "text_field": text_field, "tokenizer": tokenizer.fingerprint}
+    corpus = open_source(source, text_field, streaming)
+    identities = [corpus.identity]
+    if val_source is not None:
+        beside = open_source(val_source, text_field, streaming)
+        corpus, identities = replace(corpus, val=beside.train), [corpus.identity, beside.identity]
+    known = None not in identities
+    recipe = FORMAT | {"sources": identities, "val_frac": val_frac, "text_field": text_field,
+                       "tokenizer": tokenizer.fingerprint}
     with locked(Path(out_dir)) as out_dir:
-        finished, partial = read_json(out_dir / "dataset.json"), out_dir / ".partial"
+        finished, partial = noted(out_dir / "dataset.json"), out_dir / ".partial"
         splits = finished.get("splits", {})
         if known and finished.get("recipe") == recipe and all((out_dir / split).exists() for split in splits):
             for split in splits:
@@ -605,19 +582,23 @@ def prepare(
         for split in ("train", "val"):
             if (out_dir / split).exists() and not (out_dir / split / "header.json").exists():
                 raise ValueError(f"prepare: {out_dir / split} is there and not ours; choose another out_dir")
-        state = read_json(partial / "state.json")
+        state = noted(partial / "state.json")
         if not known or state.get("recipe") != recipe:
             shutil.rmtree(partial, ignore_errors=True)
             state = {"recipe": recipe, "n_seen": 0, "train": [], "val": []}
         try:
-            write_splits(labelled, tokenizer, partial, state, progress, block_tokens, opened.name)
+            splits = write_splits(label_documents(corpus, val_frac), tokenizer, partial, state, block_tokens, progress)
+            if "train" not in splits:
+                raise ValueError(f"prepare: source={corpus.name!r} holds no text to train on; give more text")
         except (ValueError, FileNotFoundError):  # after anything else (a kill, no network) it can go on
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        tokenizer.save(partial / "tokenizer.json")
+        write_json(partial / "dataset.json", {"recipe": recipe, "splits": splits})
         publish(partial, out_dir)
     return out_dir
 
-# %% ../nbs/02_data.ipynb #ce7380fc
+# %% ../nbs/02_data.ipynb #c2380d6e
 class TokenDataset:
     """
     One split, memory-mapped: it opens in milliseconds, and the disk is read where tokens are asked for.
@@ -634,18 +615,16 @@ class TokenDataset:
         if not (path / "header.json").exists():
             hint = path / "train" if (path / "train").exists() else "a split that prepare() wrote"
             raise FileNotFoundError(f"TokenDataset: {path} holds no header.json; give {hint}")
-        header = read_json(path / "header.json")
-        self.check(header == sealed(header), "header.json is damaged or was altered")
-        self.check(header.items() >= FORMAT.items(), f"header.json is not of {FORMAT}")
+        self.remedy = f"delete {path.parent} and prepare again"
+        header = read_json(path / "header.json", FORMAT["format"], self.remedy)
+        self.check("header_sha256" in header, "header.json was altered")
         self.n_tokens, self.n_docs, self.n_text_bytes = (header[key] for key in COUNTS)
         self.vocab_size, self.eot_id = header["vocab_size"], header["eot_id"]
         self.fingerprint = header["tokenizer"]
         if tokenizer is not None and tokenizer.fingerprint != self.fingerprint:
-            raise ValueError(
-                f"TokenDataset: {path} holds tokens of another tokenizer (vocab_size={self.vocab_size}, "
-                f"fingerprint {self.fingerprint[:8]}) than the one given (vocab_size={tokenizer.vocab_size}, "
-                f"fingerprint {tokenizer.fingerprint[:8]}); use {path.parent / 'tokenizer.json'}, or prepare "
-                "again with this one")
+            mine, given = (f"vocab_size={t.vocab_size}, fingerprint {t.fingerprint[:8]}" for t in (self, tokenizer))
+            raise ValueError(f"TokenDataset: {path} holds tokens of another tokenizer ({mine}) than the one given "
+                             f"({given}); use {path.parent / 'tokenizer.json'}, or prepare again with this one")
         file, dtype = path / "tokens.bin", np.dtype(header["dtype"])
         size, expected = file.stat().st_size if file.exists() else 0, self.n_tokens * dtype.itemsize
         self.check(size == expected, f"tokens.bin is truncated or altered: it has {size} bytes, not {expected}")
@@ -656,7 +635,7 @@ class TokenDataset:
     def check(self, holds: bool, what: str) -> None:
         "Raises ValueError, with the remedy."
         if not holds:
-            raise ValueError(f"TokenDataset: {self.path}: {what}; delete {self.path.parent} and prepare again")
+            raise ValueError(f"TokenDataset: {self.path}: {what}; {self.remedy}")
 
     def verify(self, blocks: list[dict]) -> None:
         "Compare the checksum of each block."
@@ -688,19 +667,18 @@ class TokenDataset:
         ends = np.append(self.doc_starts[i + 1 : i + 2], self.n_tokens - 1)
         return self.tokens[self.doc_starts[i] + 1 : ends[0]]
 
-# %% ../nbs/02_data.ipynb #f320bd67
+# %% ../nbs/02_data.ipynb #0fe68e15
 @lru_cache(maxsize=4)
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     "The order of `n` things in an epoch."
     return np.random.default_rng((seed, epoch)).permutation(n)
-
 
 def endless_order(n: int, seed: int, start: int, stop: int) -> np.ndarray:
     "Places `start` to `stop` of an order without end: one permutation of `n` things after another."
     return np.concatenate([permutation(n, seed, epoch)[max(start - epoch * n, 0) : stop - epoch * n]
                            for epoch in range(start // n, (stop - 1) // n + 1)])
 
-# %% ../nbs/02_data.ipynb #a8257046
+# %% ../nbs/02_data.ipynb #a724c064
 class RandomWindows:
     """
     Windows from random places. `batch(step)` depends on nothing but the data, the seed and the step.
@@ -738,7 +716,6 @@ class RandomWindows:
         ids, targets = window[:, :-1], window[:, 1:]
         return Batch(ids, targets, *(locate(ids, self.dataset.eot_id) if self.doc_mask else ()))
 
-
 class ShuffledWindows(RandomWindows):
     "Windows side by side, in a new order each epoch: each token is a target once before any is again."
 
@@ -747,7 +724,7 @@ class ShuffledWindows(RandomWindows):
         first = step * self.batch_size
         return endless_order(self.n_windows, self.seed, first, first + self.batch_size) * self.context_length
 
-# %% ../nbs/02_data.ipynb #c13452ce
+# %% ../nbs/02_data.ipynb #3c0248b4
 def document_pieces(dataset: TokenDataset, context_length: int) -> tuple[np.ndarray, np.ndarray]:
     "Start and length of each document; one that is longer than the context goes on in further pieces."
     lengths = np.diff(dataset.doc_starts, append=dataset.n_tokens - 1)
@@ -755,7 +732,6 @@ def document_pieces(dataset: TokenDataset, context_length: int) -> tuple[np.ndar
     doc = np.repeat(np.arange(dataset.n_docs), n_pieces)
     skip = (np.arange(len(doc)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)) * context_length
     return dataset.doc_starts[doc] + skip, np.minimum(context_length, lengths[doc] - skip)
-
 
 def padded_batch(dataset: TokenDataset, starts: np.ndarray, lengths: np.ndarray, context_length: int) -> Batch:
     "One row for each piece, all as wide as the longest (in steps of 8)."
@@ -824,10 +800,9 @@ def eval_batches(
         rows = order[first : first + batch_size]
         yield padded_batch(dataset, starts[rows], lengths[rows], context_length)
 
-# %% ../nbs/02_data.ipynb #60eaaeb9
+# %% ../nbs/02_data.ipynb #d2b47332
 N_HASHES, N_BANDS = 64, 16
 MULTIPLY, ADD = np.random.default_rng(0).integers(1 << 64, size=(2, N_HASHES), dtype=np.uint64) | np.uint64(1)
-
 
 def minhash(text: str, n_words: int = 5) -> np.ndarray:  # (64,) uint32
     """
@@ -842,7 +817,7 @@ def minhash(text: str, n_words: int = 5) -> np.ndarray:  # (64,) uint32
     parts = [(keys[i : i + 4096] * MULTIPLY + ADD).min(axis=0) for i in range(0, len(keys), 4096)]
     return (np.min(parts, axis=0) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/02_data.ipynb #69cb53bd
+# %% ../nbs/02_data.ipynb #e53adccb
 class NearIndex:
     "Finds the earlier text that is most like a new one, comparing it only with those that agree in a band."
 
@@ -861,7 +836,6 @@ class NearIndex:
         near = sorted({i for key in keys for i in self.buckets.get(key, ())})
         scores = [float((self.signatures[i] == signature).mean()) for i in near]
         return (near[int(np.argmax(scores))], max(scores)) if near else (None, 0.0)
-
 
 def deduplicate(texts: Iterable[str], against: Iterable[str] = (), threshold: float = 0.7) -> Iterator[str]:
     "Leave out what is like an earlier text, or one of `against` (what is held out), to `threshold` or more."

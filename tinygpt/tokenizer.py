@@ -324,7 +324,7 @@ def choose_special(
                          f"choose from {list(special_tokens)}")
     return chosen
 
-# %% ../nbs/01_tokenizer.ipynb #1c7b8c5d
+# %% ../nbs/01_tokenizer.ipynb #27e1cd00
 def write_atomically(path: str | Path, content: str) -> Path:
     "Write a text file so that it appears whole or not at all, even if the machine stops half-way."
     path = Path(path)
@@ -360,19 +360,19 @@ def read_json(
             raise ValueError("a key comes twice")
         return dict(pairs)
 
-    content, where = "".join(read_file(Path(path))), f"read_json: path={str(path)!r}"
+    where = f"read_json: path={str(path)!r}"
     try:
-        facts = json.loads(content, object_pairs_hook=once)
+        facts = json.loads("".join(read_file(Path(path))), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no sound JSON ({error}); {remedy}") from None
     if not isinstance(facts, dict):
         raise ValueError(f"{where} holds no JSON object; is it the right file?")
+    if "header_sha256" in facts and facts != sealed(facts):
+        raise ValueError(f"{where} is not what its checksum says; {remedy}")
     if kind and facts.get("format") != kind:
         raise ValueError(f"{where} has format={facts.get('format')!r:.40}, not {kind!r}; is it the right file?")
     if kind and facts.get("version") != 1:
         raise ValueError(f"{where} has version={facts.get('version')!r:.40}, this tinygpt reads 1; update tinygpt")
-    if "header_sha256" in facts and facts != sealed(facts):
-        raise ValueError(f"{where} is not what its checksum says; {remedy}")
     return facts
 
 # %% ../nbs/01_tokenizer.ipynb #2ca35b60
