@@ -1,20 +1,27 @@
-"""Training as a whole: runs, resuming, checkpoints that are whole or not there, configurations that say what is wrong."""
+"""Training as a whole: the loop with all its switches, stopping, resuming, and what it says when something is wrong."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from tinygpt import training
-from tinygpt.training import TrainConfig, load, load_checkpoint, make_config, read_config, save_checkpoint, train
+from tinygpt import machine, runs, training
+from tinygpt.machine import LossScaler
+from tinygpt.training import TrainConfig, load, make_config, read_config, train
+from tinygpt.worlds import Rungs
 
 NAMES, THINGS = ("Ann", "Bob", "Cid", "Dot"), ("hat", "cup", "map", "key", "pen")
 TEXT = "\n<|endoftext|>\n".join(
@@ -93,26 +100,18 @@ def test_a_stopped_run_ends_with_the_same_bits(settings, tmp_path):
     same_run(whole, path)
 
 
-def test_killed_at_any_moment_no_checkpoint_is_broken(settings, tmp_path):
-    whole = train(with_run(settings, out_dir=str(tmp_path / "whole"), checkpoint_every=1))
-    path = training.create_run(with_run(settings, out_dir=str(tmp_path / "killed"), checkpoint_every=1))
-    code = "import sys; from tinygpt.training import resume; print('go', flush=True); resume(sys.argv[1])"
-    for delay in (0.05, 0.3, 0.6):
-        with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True) as child:
-            child.stdout.readline()
-            time.sleep(delay)
-            child.kill()
-        for checkpoint in (path / "checkpoints").glob("step_*"):
-            load(checkpoint)
-    training.resume(path)
-    same_run(whole, path)
-    assert not list(path.rglob(".*.part"))
-
-
-def test_a_time_limit_ends_a_run_that_can_go_on(settings):
-    path = train(with_run(settings, max_minutes=1e-9))
+def test_a_time_limit_ends_a_run_that_can_go_on(settings, tmp_path):
+    "It is measured and saved where it ends; going on, it forgets that this was not yet due."
+    whole = train(with_run(settings, out_dir=str(tmp_path / "whole")), sample=lambda model, tokenizer: "Once")
+    path = train(with_run(settings, max_minutes=1e-9), sample=lambda model, tokenizer: "Once")
     assert json.loads((path / "last.json").read_text())["step"] == 1
     assert json.loads((path / "best.json").read_text())["step"] == 1
+    assert training.read_metrics(path)[-1].keys() >= {"val_loss", "early"} and "## step 1, early" in (path / "samples.md").read_text()
+    training.resume(path, lambda model, tokenizer: "Once", changes={"run.max_minutes": None})
+    same_run(whole, path)
+    assert (whole / "samples.md").read_bytes() == (path / "samples.md").read_bytes()
+    assert (whole / "best.json").read_bytes() == (path / "best.json").read_bytes()
+    assert read_config(path / "config.yaml").run.max_minutes is None
 
 
 def test_two_trainings_do_not_share_a_directory(settings):
@@ -143,108 +142,294 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(settings):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------
+def test_a_gradient_that_is_no_number_stops_before_it_is_saved(settings):
+    "The loss of the step is fine, and the weights after it are not."
+
+    class Poison(training.Progress):
+        def start(self, config, model, step):
+            self.weight = model.blocks[0].mlp.down.weight
+
+        def step(self, step):
+            if step == 19:
+                self.weight.register_hook(lambda grad: grad / 0)
+
+    path = training.create_run(with_run(settings, eval_every=1000))
+    with pytest.raises(FloatingPointError, match="gradient is infinite or not a number at step 20"):
+        training.resume(path, progress=Poison())
+    assert json.loads((path / "last.json").read_text())["step"] == 10
+    assert [row["step"] for row in training.read_metrics(path)] == list(range(1, 20))
+
+
+# --- the switches of the loop --------------------------------------------------------------------------------
+
+
+def losses(path: Path) -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in training.read_metrics(path) if "loss" in row])
+
+
+def changed(settings: dict, name: str, **changes) -> TrainConfig:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return make_config(settings | {"run.out_dir": str(Path(settings["run"]["out_dir"]).with_name(name))} | dotted)
+
+
+def test_pieces_of_a_batch_make_the_same_step(settings):
+    whole, pieces = (train(changed(settings, f"in{n}", optim__accumulate=n)) for n in (1, 3))
+    torch.testing.assert_close(losses(whole), losses(pieces), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(losses(whole)[:3], losses(pieces)[:3], rtol=1e-5, atol=1e-6)
+
+
+def test_computing_again_gives_the_same_gradients(settings):
+    settings["model"]["dropout"] = 0.1
+    plain, again = (train(changed(settings, f"ck{on}", run__gradient_checkpointing=on)) for on in (False, True))
+    torch.testing.assert_close(losses(plain), losses(again), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_the_same(settings, dtype):
+    full, half = (train(changed(settings, kind, run__dtype=kind)) for kind in ("float32", dtype))
+    torch.testing.assert_close(losses(full), losses(half), rtol=0.03, atol=0.03)
+    assert not torch.equal(losses(full), losses(half))
+    rows = training.read_metrics(half)
+    assert ("loss_scale" in rows[0]) == (dtype == "float16")
+    assert all(p.dtype == torch.float32 for p in load(half)[0].parameters())
+
+
+def test_float16_finds_its_scale(settings, monkeypatch):
+    "Steps that overflow are left out, the scale is halved, and the run goes on."
+    monkeypatch.setattr(training, "LossScaler", lambda on: LossScaler(on, scale=2.0**40))
+    path = train(changed(settings, "wild", run__dtype="float16"))
+    rows = [row for row in training.read_metrics(path) if "loss" in row]
+    skipped = [row for row in rows if row["grad_norm"] is None]
+    assert 3 < len(skipped) < 25 and skipped == rows[: len(skipped)]
+    assert rows[len(skipped)]["loss_scale"] == 2.0 ** (40 - len(skipped))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "wsd"])
+def test_muon_and_other_schedules(settings, schedule):
+    path = train(changed(settings, "muon", optim__optimizer="muon", optim__schedule=schedule))
+    rates = [row["lr"] for row in training.read_metrics(path) if "loss" in row]
+    assert max(rates) == 5e-3 and (rates.count(5e-3) > 10) == (schedule == "wsd")
+    assert losses(path)[-1] < 0.75 * losses(path)[0]
+
+
+def test_compile_is_used_and_saves_the_same_names(settings, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or f)
+    plain, quick = (train(changed(settings, f"c{on}", run__compile=on)) for on in (False, True))
+    assert len(compiled) == 1
+    same_run(plain, quick)
+
+
+def test_tensorboard(settings, monkeypatch):
+    "With the package, the same numbers; without, one line and nothing written."
+    class Writer:
+        def __init__(self, folder, purge_step):
+            self.at, told["purge"] = (folder, purge_step), told.get("purge", []) + [purge_step]
+
+        def add_scalar(self, name, value, step):
+            told[name, step] = value
+
+        def close(self):
+            told["closed"] = True
+
+    told: dict = {}
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        train(changed(settings, "board", run__tensorboard=True))
+    assert not Path(settings["run"]["out_dir"]).with_name("board").exists()
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    path = train(changed(settings, "board", run__tensorboard=True))
+    assert told["closed"] and told["purge"] == [1]
+    for row in training.read_metrics(path):
+        for name in row.keys() - {"step"}:
+            assert told[name, row["step"]] == row[name]
+
+
+# --- before the first step, and after the last ---------------------------------------------------------------
+
+
+class Listen(training.Progress):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_it_says_where_it_computes_and_what_memory_that_takes(settings, monkeypatch):
+    listen = Listen()
+    path = train(make_config(settings), progress=listen)
+    (line,) = [text for text in listen.said if "needs about" in text]
+    assert line.startswith("cpu, 1 threads, float32") and "activations" in line and "warning" not in line
+    monkeypatch.setattr(machine, "memory_free", lambda device: 1000)
+    training.resume(path, progress=listen)
+    assert "warning: this may not fit" in listen.said[-1] and "optim.accumulate" in listen.said[-1]
+
+
+def test_a_device_that_computes_wrong_is_not_trusted(settings, monkeypatch):
+    monkeypatch.setattr(machine, "pick_device", lambda name: torch.device("mps"))
+    monkeypatch.setattr(machine, "device_error", lambda device: 0.5)
+    listen = Listen()
+    assert machine.trusted_device("auto", listen) == torch.device("cpu")
+    assert listen.said == ["mps is passed over: it computes the loss of a known input 50.0% off"]
+    with pytest.raises(ValueError, match="run.device='mps' computes the loss of a known input 50.0% off; .* use run.device=cpu"):
+        machine.trusted_device("mps")
+    monkeypatch.setattr(machine, "device_error", lambda device: float("nan"))
+    assert machine.trusted_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(machine, "device_error", lambda device: 1e-6)
+    assert machine.trusted_device("mps") == torch.device("mps")
+
+
+def test_a_summary_is_drawn(settings, monkeypatch):
+    path = train(make_config(settings))
+    assert (path / "summary.png").read_bytes().startswith(b"\x89PNG")
+    rungs = Rungs(uniform=8.0, unigram=4.0, bigram=2.0, trigram=1.5, floor=1.0, bytes_per_tale=300.0)
+    top, _, bottom = training.plot_run(path, rungs).axes
+    assert {text.get_text() for text in top.texts} == {"unigram", "bigram", "trigram", "floor"}
+    assert [len(line.get_xdata()) for line in top.lines[:2]] == [30, 3] and len(bottom.lines[0].get_xdata()) == 30
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    (path / "summary.png").unlink()
+    training.resume(path)
+    assert not (path / "summary.png").exists()  # no matplotlib, no picture, no harm
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl: not found"):
+        training.plot_run(training.create_run(changed(settings, "fresh")))
+
+
+# --- what is refused when a run goes on ----------------------------------------------------------------------
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path):
-    config = make_config({"model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 20}})
-    model, optimizer = training.make_model(config, torch.device("cpu"))
-    ids = torch.arange(12).reshape(2, 6)
-    model.loss(ids, ids).backward()
-    optimizer.step()
-    return save_checkpoint(tmp_path / "step_000001", model, optimizer, 1), config, model, optimizer
+def half(settings) -> Path:
+    "A run that was stopped after 15 of 30 steps."
+
+    class Stop(training.Progress):
+        def step(self, step):
+            if step == 15:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    path = training.create_run(make_config(settings))
+    with pytest.raises(training.Stopped):
+        training.resume(path, progress=Stop())
+    return path
 
 
-def test_a_checkpoint_comes_back(checkpoint):
-    path, config, model, optimizer = checkpoint
-    fresh, memory = training.make_model(config, torch.device("cpu"))
-    assert load_checkpoint(path, fresh, memory)["step"] == 1
-    for p, q in zip(model.parameters(), fresh.parameters()):
-        assert torch.equal(p, q)
-        for key, value in optimizer.state[p].items():
-            assert torch.equal(value, memory.state[q][key]), key
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped"])
-def test_damage_is_named_in_one_line(checkpoint, name, damage):
-    path, config, *_ = checkpoint
-    content = (path / name).read_bytes()
-    if damage == "missing":
-        (path / name).unlink()
-    elif damage == "flipped":
-        middle = len(content) // 2
-        (path / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    else:
-        (path / name).write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
-    model, optimizer = training.make_model(config, torch.device("cpu"))
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load_checkpoint(path, model, optimizer)
-    assert name in str(error.value) and "\n" not in str(error.value)
-    assert all(map(torch.equal, before, model.parameters())) and not optimizer.state, "changed before it was verified"
-
-
-def test_another_models_checkpoint_is_refused(checkpoint):
-    path, *_ = checkpoint
-    other = make_config({"model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 20}})
-    with pytest.raises(ValueError, match="shape .* the model"):
-        load_checkpoint(path, training.make_model(other, torch.device("cpu"))[0])
-    other = make_config({"model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "vocab_size": 20}})
-    with pytest.raises(ValueError, match="is missing"):
-        load_checkpoint(path, training.make_model(other, torch.device("cpu"))[0])
-
-
-def test_writing_over_a_checkpoint_replaces_it(checkpoint):
-    path, config, model, optimizer = checkpoint
-    save_checkpoint(path, model, optimizer, 2)
-    assert load_checkpoint(path, model, optimizer)["step"] == 2
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-# --- configurations ------------------------------------------------------------------------------------------
+def everything(path: Path) -> dict:
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    "change, said",
     [
-        ({"model.n_layer": 2}, "unknown field model.n_layer; did you mean model.n_layers?"),
-        ({"optim": {"learning_rate": 1}}, "unknown field optim.learning_rate; optim has steps, lr"),
-        ({"lr": 1}, "unknown field lr; did you mean optim.lr?"),
-        ({"modle": {"n_layers": 2}}, "unknown field modle; did you mean model?"),
-        ({"model.n_layers": "two"}, "model.n_layers='two' must be a whole number"),
-        ({"model.n_layers": 2.5}, "model.n_layers=2.5 must be a whole number"),
-        ({"model.n_kv_heads": "x"}, "model.n_kv_heads='x' must be a whole number, or null"),
-        ({"optim.lr": "fast"}, "optim.lr='fast' must be a number"),
-        ({"optim.lr": -1}, "lr=-1.0 must be above 0"),
-        ({"data.batches": "window"}, "data.batches='window' must be one of documents, windows, shuffled"),
-        ({"model.tie_embeddings": "maybe"}, "model.tie_embeddings='maybe' must be true or false"),
-        ({"model.n_heads": 5}, "n_heads=5 does not divide d_model=96"),
-        ({"model": 3}, "model=3 must be a section"),
-        ({"data.special_tokens": "x"}, "data.special_tokens='x' must be a list"),
+        ({"optim.lr": 1.0}, "optim.lr was 0.005 in the 15 steps done and is 1.0 now"),
+        ({"model.n_layers": 3}, "model.n_layers was 2"),
+        ({"optim.steps": 40}, "optim.steps was 30 in the 15 steps done and is 40 now, and their rates with it"),
+        ({"run.evalevery": 3}, "did you mean run.eval_every?"),
+        ({"run.eval_every": "often"}, "run.eval_every='often' must be a whole number"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line(settings, said):
-    with pytest.raises(ValueError) as error:
-        make_config(settings)
-    assert said in str(error.value) and "\n" not in str(error.value)
+def test_a_run_goes_on_as_it_began(half, change, said):
+    before = everything(half)
+    for given in ({"changes": change}, {}):
+        if not given:  # the same change, by hand
+            if "run" in next(iter(change)):
+                break
+            config = make_config(runs.config_to_dict(read_config(half / "config.yaml")) | change)
+            (half / "config.yaml").write_text(runs.config_to_yaml(config))
+            before = everything(half)
+        with pytest.raises(ValueError) as error:
+            training.resume(half, **given)
+        assert said in str(error.value) and "\n" not in str(error.value)
+        assert everything(half) == before
 
 
-def test_a_configuration_survives_yaml(tmp_path):
-    for name in training.recipes():
-        config = read_config(name, {"optim.lr": "3e-3", "model.n_layers": 7})
-        assert config.optim.lr == 3e-3 and config.model.n_layers == 7
-        (tmp_path / "mine.yaml").write_text(training.config_to_yaml(config))
-        assert read_config(tmp_path / "mine.yaml") == config
+def test_what_may_change_changes_and_is_written_down(half, settings, tmp_path):
+    whole = train(with_run(settings, out_dir=str(tmp_path / "whole")))
+    training.resume(half, changes={"run.checkpoint_every": 3, "run.log_every": 4, "run.device": "auto"})
+    same_run(whole, half)
+    assert read_config(half / "config.yaml").run.checkpoint_every == 3
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "model: [1\n", "version: 2\n", "\x00\x01"])
-def test_a_file_that_is_no_recipe(tmp_path, text):
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ValueError) as error:
-        read_config(tmp_path / "bad.yaml")
-    assert "bad.yaml" in str(error.value) and "\n" not in str(error.value)
+def test_a_damaged_checkpoint_can_be_left_behind(half, settings, tmp_path):
+    whole = train(with_run(settings, out_dir=str(tmp_path / "whole")))
+    weights = half / "checkpoints/step_000015/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    before = everything(half)
+    with pytest.raises(ValueError, match=r"cut short or changed.*\(delete step_000015 to go on from step_000010\)") as error:
+        training.resume(half)
+    assert "\n" not in str(error.value) and everything(half) == before
+    shutil.rmtree(weights.parent)
+    training.resume(half)
+    same_run(whole, half)
+
+
+def test_other_tokens_are_refused(half):
+    prepared = half / "data"
+    (half / "text.txt").write_text(TEXT.replace("hat", "cap"))
+    shutil.rmtree(prepared)
+    config = read_config(half / "config.yaml").data
+    training.prepare_tokens(replace(config, source=str(half / "text.txt")), training.load_tokenizer(half / "tokenizer.json"), prepared)
+    with pytest.raises(ValueError, match="the data is not what it was trained on for 15 steps"):
+        training.resume(half)
+
+
+@pytest.mark.parametrize("what", ["metrics.jsonl", "weights", "last.json"])
+def test_a_full_disk_is_said_and_the_last_checkpoint_is_kept(half, settings, tmp_path, monkeypatch, what):
+    def full(name):
+        def refuse(*args, **kw):
+            if name == "weights":
+                raise SafetensorError("I/O error: no space left on device")
+            if Path(args[0]).name == name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, **kw)
+        return refuse
+
+    with monkeypatch.context() as patch:
+        if what == "metrics.jsonl":
+            real = open
+            patch.setattr(training, "open", full(what), raising=False)
+        elif what == "weights":
+            patch.setattr(runs, "save_file", full(what))
+        else:
+            real = training.write_json
+            patch.setattr(training, "write_json", full(what))
+        with pytest.raises(OSError) as error:
+            training.resume(half)
+    assert "cannot be written" in str(error.value) and "no space left on device" in str(error.value)
+    assert str(error.value).endswith("it keeps its last good checkpoint, step 15") and "\n" not in str(error.value)
+    assert json.loads((half / "last.json").read_text())["step"] == 15
+    assert not list((half / "checkpoints").glob(".*"))
+    training.resume(half)
+    same_run(train(with_run(settings, out_dir=str(tmp_path / "whole"))), half)
+
+
+def test_asked_to_stop_while_it_is_made_leaves_nothing(settings, tmp_path, monkeypatch):
+    def asked(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr(training, "prepare_tokens", asked)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(settings))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_asked_to_stop_while_it_looks_saves(settings):
+    "The request comes during a validation, after the step has been noted."
+    def evaluate(model, val_set):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"bits_per_byte": 9.0 if calls else 1.0}
+
+    calls: list = []
+    path = training.create_run(with_run(settings, checkpoint_every=1000, eval_every=8))
+    for step in (8, 16):
+        with pytest.raises(training.Stopped, match=f"after step {step}"):
+            training.resume(path, evaluate=evaluate)
+        calls.append(step)
+        assert json.loads((path / "last.json").read_text())["step"] == step
+    assert json.loads((path / "best.json").read_text())["step"] == 8
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ _HOMES = {
     "training": ["train"],
     "sampling": ["generate", "next_token_probs", "stream"],
 }
-_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "training", "sampling", "cli")
+_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training", "sampling", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
