@@ -21,14 +21,14 @@ from torch import Tensor
 from .model import GPT
 from .tokenizer import Tokenizer
 
-# %% ../nbs/12_sampling.ipynb #c6d1b4c3
+# %% ../nbs/12_sampling.ipynb #8ceeaa98
 def widest(device: torch.device) -> torch.dtype:
     "The widest floating-point type that a device computes with."
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def draw(
-    probs: Tensor,  # (..., V) weights; they need not sum to 1
+    probs: Tensor,  # (..., V) weights, which need not sum to 1; or one row (V,) for all numbers
     u: Tensor,  # (...) numbers from 0 up to, but not including, 1
 ) -> Tensor:  # (...) token ids
     "The token in whose stretch of the wheel `u` falls; a token of weight 0 is never drawn."
