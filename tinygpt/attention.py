@@ -112,7 +112,7 @@ class Blocks:
         y = y.transpose(1, 2).unflatten(0, (-1, self.n)).flatten(1, 2) # (B, n·b, H, D)
         return y[:, :self.T].transpose(1, 2)
 
-# %% ../nbs/05_attention.ipynb #2011dae4
+# %% ../nbs/05_attention.ipynb #295865f4
 def check(ok: bool, where: str, fact: str, rule: str, remedy: str) -> None:
     "Raise ValueError(`where: fact rule; remedy`) unless ok."
     if not ok: raise ValueError(f"{where}: {fact} {rule}; {remedy}")
@@ -123,7 +123,6 @@ def fits(value, kind) -> bool:
     if isinstance(kind, UnionType): return any(fits(value, k) for k in get_args(kind))
     return type(value) is kind or (kind is float and type(value) is int)
 
-# %% ../nbs/05_attention.ipynb #194f29ad
 class Config:
     "What every configuration can do; its subclasses are frozen dataclasses of plain values."
     def check_types(self) -> None:
@@ -133,6 +132,13 @@ class Config:
             names = [k if isinstance(k, str) else k.__name__.replace("NoneType", "None") for k in kinds]
             check(fits(value, f.type), type(self).__name__, f"{f.name}={value!r}",
                   "must be " + " or ".join(names), "give one")
+
+    def check_least(self, **least: float) -> None:
+        "Raise ValueError for a field below its least value, or infinite; None passes."
+        for name, low in least.items():
+            value = getattr(self, name)
+            check(value is None or low <= value < math.inf, type(self).__name__, f"{name}={value}",
+                  f"must be finite and at least {low}", "give more")
 
     def to_dict(self) -> dict:
         "Plain numbers, strings and None, for YAML and JSON."
@@ -154,7 +160,7 @@ class Config:
         "A copy with some fields changed, checked again."
         return self.from_dict({**self.to_dict(), **changes})
 
-# %% ../nbs/05_attention.ipynb #3806fdb7
+# %% ../nbs/05_attention.ipynb #6adbcff0
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Config):
     "What an attention layer is made from. Raises ValueError for what cannot be built."
@@ -178,11 +184,7 @@ class AttentionConfig(Config):
     def __post_init__(self):
         me = type(self).__name__
         self.check_types()
-        least = dict(d_model=1, n_heads=1, context_length=1, n_kv_heads=1, d_head=1, window=0, logit_cap=0)
-        for name, low in least.items():
-            value = getattr(self, name)
-            check(value is None or low <= value < math.inf, me, f"{name}={value}",
-                  f"must be finite and at least {low}", "give more")
+        self.check_least(d_model=1, n_heads=1, context_length=1, n_kv_heads=1, d_head=1, window=0, logit_cap=0)
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
             check(0 < value < math.inf, me, f"{name}={value}", "is not a positive number", "give one")
