@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .layers import Linear, Embedding, RMSNorm, LayerNorm, SwiGLU, GeluMLP, cross_entropy
 from .attention import Attention, AttentionConfig, Plan, check, make_rope, plan_attention
 
-# %% ../nbs/06_model.ipynb #21c9da58
+# %% ../nbs/06_model.ipynb #d41494f1
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(AttentionConfig):
     "What a model is made from. Raises ValueError for what cannot be built."
@@ -33,10 +33,7 @@ class GPTConfig(AttentionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, low in dict(vocab_size=0, n_layers=1, d_ff=1, init_std=0).items():
-            value = getattr(self, name)
-            check(value is None or low <= value < math.inf, "GPTConfig", f"{name}={value}",
-                  f"must be finite and at least {low}", "give more")
+        self.check_least(vocab_size=0, n_layers=1, d_ff=1, init_std=0)
 
     @property
     def mlp_width(self) -> int: # M
