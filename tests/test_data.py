@@ -63,7 +63,7 @@ def test_what_was_written_between_separators_is_read_back(tmp_path_factory, docs
 
 
 def test_a_long_line_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_DOC_BYTES", 1 << 20)
+    monkeypatch.setattr(data, "MAX_DOC_CHARS", 1 << 20)
     text = "€uro" * 900_000  # one line of 5.4 MB; three bytes and then one, so that blocks end inside a character
     (tmp_path / "line.txt").write_text(text, encoding="utf-8")
     parts = list(read_text(tmp_path / "line.txt"))
@@ -359,7 +359,7 @@ class Quick:  # bytes, without waiting for chapter 01
     encode = staticmethod(lambda text: list(text.encode()))
     save = staticmethod(lambda path: path.write_text("{}"))
 
-data.MAX_DOC_BYTES = 1 << 20
+data.MAX_DOC_CHARS = 1 << 20
 data.prepare(Path(sys.argv[1]), Quick(), sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

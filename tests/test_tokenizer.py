@@ -371,7 +371,7 @@ def test_files_that_are_not_text(tmp_path):
         path = tmp_path / name
         path.write_bytes(content)
         for train in (CharTokenizer.train, lambda source: BPETokenizer.train(source, 300)):
-            with pytest.raises(ValueError, match=rf"not UTF-8 text \(byte {at}\)"):
+            with pytest.raises(ValueError, match=rf": byte {at} .* is not UTF-8"):
                 train(path)
     with pytest.raises(FileNotFoundError):
         BPETokenizer.train(tmp_path, 300)  # a folder

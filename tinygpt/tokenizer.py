@@ -130,24 +130,35 @@ def stream_pieces(
             wanted = max(CHUNK, 2 * size)  # a piece of a megabyte is not scanned a thousand times
     yield from settled("".join(parts), is_last=True)
 
-# %% ../nbs/01_tokenizer.ipynb #c75f9942
+# %% ../nbs/01_tokenizer.ipynb #14bb39c1
 def read_file(
     path: Path,
-) -> Iterator[str]:  # parts of 64 kB, line ends as they are
+) -> Iterator[str]:  # parts of about 64 kB, line ends as they are, a byte order mark left out
     "A UTF-8 file as it streams by. Raises FileNotFoundError, or ValueError naming the first bad byte."
     if not path.is_file():
-        raise FileNotFoundError(f"read_file: path={str(path)!r} is not a file; check the name")
+        raise FileNotFoundError(f"read_file: {path} is not a file; check the name")
+
+    def bad(place: int, what: str, coding: str) -> ValueError:
+        return ValueError(f"read_file: {path}: byte {place} {what}; leave the file out, or convert it "
+                          f"(for example: iconv -f {coding} -t utf-8)")
+
     decoder = codecs.getincrementaldecoder("utf-8")()
     with open(path, "rb") as file:
+        start = 3 if file.read(3) == codecs.BOM_UTF8 else file.seek(0)
         while True:
             block = file.read(1 << 16)
+            text = block.partition(b"\0")[0]
             try:
-                yield decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                at = file.tell() - len(error.object) + error.start
-                raise ValueError(f"read_file: path={str(path)!r} is not UTF-8 text (byte {at}); convert it") from None
+                decoded = decoder.decode(text, final=not block)
+            except UnicodeDecodeError as error:  # its bytes begin with those of a character from the block before
+                place = start + len(text) - len(error.object) + error.start
+                raise bad(place, f"({error.object[error.start]:#04x}) is not UTF-8", "latin1") from None
+            if len(text) < len(block):
+                raise bad(start + len(text), "is zero: this is no text, or text in UTF-16", "utf-16")
+            yield decoded
             if not block:
                 return
+            start += len(block)
 
 def open_documents(
     source: str | Path | Iterable[str],  # a text, a path, an open file, or documents
