@@ -80,15 +80,15 @@ class Evaluation:
                 f"perplexity {self.perplexity:.2f} ({len(self.per_document):,} documents, "
                 f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes)")
 
-# %% ../nbs/09_evaluation.ipynb #c1405019
+# %% ../nbs/09_evaluation.ipynb #7d91b035
 def windows(
     n_tokens: int, # to be predicted, the end of the document included
     context_length: int, # T, tokens the model sees at once
     stride: int, # how far a window moves on, 1 to T
 ) -> list[tuple[int, int, int]]: # start of the window; the first token that it scores; its end
-    """Windows over a document: every token is scored once, with more than T - stride tokens in view if there are so many.
+    """Windows over a document: each token is scored once, with more than T - stride in view if there are so many.
 
-    Token i of the targets follows token i of the inputs, so a window from `start` sees i - start + 1 of them.
+    Target i follows input i: a window from `start` sees i - start + 1 tokens before it says how likely i is.
     Raises ValueError for a stride out of its range.
     """
     if not 1 <= stride <= context_length:
@@ -101,7 +101,7 @@ def windows(
         if end == n_tokens: break
     return found
 
-# %% ../nbs/09_evaluation.ipynb #d973bf47
+# %% ../nbs/09_evaluation.ipynb #9270112d
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     "With dropout off and no gradients; afterwards the model is as it was."
@@ -146,7 +146,8 @@ def score_documents(
     "The surprise at every token, one tensor a document. Raises ValueError for a window that cannot be."
     T = model.cfg.context_length if context_length is None else context_length
     if not 1 <= T <= model.cfg.context_length:
-        raise ValueError(f"score_documents: context_length={T} must lie in 1 to the model's {model.cfg.context_length}")
+        raise ValueError(f"score_documents: context_length={T} must lie in 1 to the model's "
+                         f"{model.cfg.context_length}")
     stride, documents = max(1, T // 2) if stride is None else stride, iter(documents)
     windows(1, T, stride) # refuses an impossible stride before any work
     while streams := [torch.tensor([eot_id, *ids, eot_id]) for ids in islice(documents, 1024)]:
@@ -262,7 +263,7 @@ def excess_by_kind(
     costs = [Cost(*key, *(sums[key] / len(tales) for sums in (n, owed, paid))) for key in n | paid]
     return sorted(costs, key=lambda cost: -cost.excess)
 
-# %% ../nbs/09_evaluation.ipynb #187eb3b8
+# %% ../nbs/09_evaluation.ipynb #8c75c3b9
 @dataclass(frozen=True, kw_only=True)
 class Case:
     "A beginning, and what may follow it. Raises ValueError for a case without a clear answer."
@@ -280,11 +281,11 @@ class Case:
             raise ValueError("needs either `expected` or `allowed`, one of the two")
         options = sorted([*self.right, *self.rejected])
         if not options[0]: raise ValueError("has an empty option; say what follows")
-        for one, other in zip(options, options[1:]): # in this order, what begins others stands just before one of them
+        for one, other in zip(options, options[1:]): # sorted, so that a beginning stands just before what it begins
             if other.startswith(one):
                 raise ValueError(f"option {one!r} begins option {other!r}; let both go on until they differ")
 
-# %% ../nbs/09_evaluation.ipynb #d3d85d1d
+# %% ../nbs/09_evaluation.ipynb #e3d7201e
 def _case_from(entry, where: str) -> Case:
     "A case from YAML. Raises ValueError, in one line."
     known = {f.name for f in fields(Case)}
@@ -298,7 +299,8 @@ def _case_from(entry, where: str) -> Case:
         if key in ("allowed", "rejected"):
             if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
                 raise ValueError(f"{where}: {key}={value!r:.40} must be a list of texts; put numbers in quotes")
-        elif not isinstance(value, str): raise ValueError(f"{where}: {key}={value!r:.40} must be text; put it in quotes")
+        elif not isinstance(value, str):
+            raise ValueError(f"{where}: {key}={value!r:.40} must be text; put it in quotes")
     if "prompt" not in entry: raise ValueError(f'{where}: prompt is missing; prompt: "" begins a document')
     try: return Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
     except ValueError as error: raise ValueError(f"{where}: {error}") from None
@@ -354,7 +356,7 @@ def continue_greedily(
         waiting = [i for i in waiting if len(written[i]) < n_bytes[i] and ids[i][-1] != tokenizer.eot_id]
     return written
 
-# %% ../nbs/09_evaluation.ipynb #86f433f5
+# %% ../nbs/09_evaluation.ipynb #daa48822
 @dataclass(frozen=True)
 class CaseResult:
     "What a model makes of a case."
@@ -385,7 +387,7 @@ def run_cases(
     cases: Sequence[Case],
     batch_size: int = 32,
 ) -> list[CaseResult]: # one for each case
-    "Let a model answer cases. Raises ValueError for a text the tokenizer has no ids for, or a context that is too short."
+    "Let a model answer cases. Raises ValueError for text without ids, or an option longer than the context."
     check_fit("run_cases", model, tokenizer)
     prompts, asked = [], defaultdict(list) # asked: what to feed -> whose tokens to look up after it
     for n, case in enumerate(cases):
@@ -394,8 +396,9 @@ def run_cases(
         prompts.append(prompt)
         for option, (ids, same) in options.items():
             if len(ids) - same > model.cfg.context_length:
-                raise ValueError(f"case {n + 1} ({case.kind}): option {option!r:.40} is longer than the model's context")
-            asked[tuple(ids[:-1])].append((n, option, ids[same:])) # options that differ in their last token share a pass
+                raise ValueError(f"case {n + 1} ({case.kind}): option {option!r:.40} is longer than the model's "
+                                 f"context_length={model.cfg.context_length}; shorten it")
+            asked[tuple(ids[:-1])].append((n, option, ids[same:])) # a last token needs no pass of its own
     log_probs, ranks = defaultdict(dict), defaultdict(dict)
     rows = [(ids, max(len(tokens) for _, _, tokens in looks)) for ids, looks in asked.items()]
     for row, scores in _next_scores(model, rows, batch_size):
@@ -440,7 +443,7 @@ def can_begin(text: str, words: Lexicon = Lexicon()) -> bool:
     except NotATale: return False
     return text.endswith(EOT) # else the tale was over, and the text was not
 
-# %% ../nbs/09_evaluation.ipynb #54e8696f
+# %% ../nbs/09_evaluation.ipynb #e9b0c429
 class Turn(NamedTuple):
     "A choice, and all that might have come instead."
     kind: str
@@ -465,7 +468,7 @@ def first_event(turns: Sequence[Turn]) -> int: # number of the choice with which
     return next((i for i, turn in enumerate(turns) if turn.kind == "who"), len(turns))
 
 def retold_answers(turns: Sequence[Turn], i: int, n: int, rng: random.Random, words: Lexicon) -> list[str]:
-    "What is said in the place of choice i when the tale goes on otherwise from somewhere before it: most often first."
+    "What is said in the place of choice i if the tale goes on otherwise from somewhere before: most often first."
     def place(turns, i):
         before = turns[i - 1]
         return turns[i].kind, before.kind, before.words if before.kind in ("name", "question") else ""
@@ -477,7 +480,7 @@ def retold_answers(turns: Sequence[Turn], i: int, n: int, rng: random.Random, wo
                      if j and len(turn.options) == 1 and place(other.turns, j) == place(turns, i))
     return [words for words, _ in heard.most_common()]
 
-# %% ../nbs/09_evaluation.ipynb #934ee817
+# %% ../nbs/09_evaluation.ipynb #8acfde70
 CASE_KINDS = ("how a tale opens", "who is where", "how many", "who has the toy", "where the pet is",
               "a question answered", "how a tale closes")
 DECIDED_BY = {"place": ("place",), "number": ("number", "gift"), "toy": ("gift", "box"), "pet": ("place",)}
@@ -501,7 +504,7 @@ def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> C
     if len(turn.options) > 1: return Case(kind=kind, prompt=prompt, allowed=tuple(gap + o for o in turn.options))
     end, after = turn.start + len(turn.words), turns[i + 1] if i + 1 < len(turns) else None
     sure = turn.words[-1].isalnum() and not (after and after.start == end and len(after.options) > 1)
-    tail = re.match(r"\s?\S*", text[end:])[0] if sure else "" # a word more where it is certain: "six" begins "sixteen"
+    tail = re.match(r"\s?\S*", text[end:])[0] if sure else "" # one word more if it is certain: "six" begins "sixteen"
     right, rejected = gap + turn.words + tail, []
     for wrong in (gap + answer + tail for answer in retold_answers(turns, i, 100, rng, words)):
         overlaps = any(a.startswith(wrong) or wrong.startswith(a) for a in [right, *rejected])
@@ -526,22 +529,26 @@ def tale_cases(
                 case = Case(kind=kind, prompt=teller.text, expected=EOT, rejected=(" In", " One"))
             else: case = make_case(teller, rng.choice(places[kind]), rng, words)
             if case.allowed or case.rejected: found[kind].append(case)
-        if all(len(found[kind]) == n_each for kind in CASE_KINDS): return [case for kind in CASE_KINDS for case in found[kind]]
+        if all(len(found[kind]) == n_each for kind in CASE_KINDS):
+            return [case for kind in CASE_KINDS for case in found[kind]]
     few = ", ".join(f"{kind} ({len(found[kind])})" for kind in CASE_KINDS if len(found[kind]) < n_each)
-    raise ValueError(f"tale_cases: n_each={n_each} is more than this world offers of: {few}; ask for fewer, or give it more words")
+    raise ValueError(f"tale_cases: n_each={n_each} is more than this world offers of: {few}; "
+                     "ask for fewer, or let more happen in a tale")
 
-# %% ../nbs/09_evaluation.ipynb #604eb912
+# %% ../nbs/09_evaluation.ipynb #460ef98a
 def write_cases(path: str | Path, seed: int = 2, n_each: int = 12, words: Lexicon = Lexicon()) -> int: # cases written
     'Write a case file: `data/tales/cases.yaml` was made by `write_cases("data/tales/cases.yaml")`.'
     entries = []
     for case in tale_cases(seed, n_each, words):
         given = {f.name: getattr(case, f.name) for f in fields(Case)}
-        entries.append({key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if v is not None and v != ()})
-    text = yaml.safe_dump({"version": 1, "cases": entries}, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=None)
+        entries.append({key: list(value) if isinstance(value, tuple) else value
+                        for key, value in given.items() if value is not None and value != ()})
+    text = yaml.safe_dump({"version": 1, "cases": entries}, sort_keys=False, allow_unicode=True, width=math.inf,
+                          default_flow_style=None) # lists of options on one line
     write_atomically(path, "# Made by tinygpt.evaluation.write_cases: the world itself knows what is right.\n" + text)
     return len(entries)
 
-# %% ../nbs/09_evaluation.ipynb #53e9dd83
+# %% ../nbs/09_evaluation.ipynb #0c802b47
 class CaseMeans(NamedTuple):
     "What a model reaches on cases, on average."
     kind: str
@@ -581,10 +588,10 @@ def as_table(
     lines += [[cell(name, getattr(row, name)) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     texts = [isinstance(getattr(rows[0], name), str) for name in names]
-    fit = lambda line: "  ".join(v.ljust(w) if text else v.rjust(w) for v, w, text in zip(line, widths, texts)).rstrip()
-    return "\n".join(map(fit, lines))
+    fit = lambda value, width, is_text: value.ljust(width) if is_text else value.rjust(width)
+    return "\n".join("  ".join(map(fit, line, widths, texts)).rstrip() for line in lines)
 
-# %% ../nbs/09_evaluation.ipynb #f0060457
+# %% ../nbs/09_evaluation.ipynb #b8e560f0
 class Checkpoint(NamedTuple):
     "A checkpoint of a run, as it lies on the disk."
     name: str
@@ -598,17 +605,19 @@ class Checkpoint(NamedTuple):
 def list_checkpoints(run_dir: str | Path) -> list[Checkpoint]: # in the order of their steps
     "All checkpoints of a run. Raises FileNotFoundError if there are none."
     run_dir, found = Path(run_dir), []
-    marked = {which: find_checkpoint(run_dir, which).name for which in ("best", "last") if (run_dir / f"{which}.json").is_file()}
+    marked = {which: find_checkpoint(run_dir, which).name for which in ("best", "last")
+              if (run_dir / f"{which}.json").is_file()}
     for path in (run_dir / "checkpoints").glob("[!.]*/"): # a leading dot marks one in the making
         marks = [which for which, name in marked.items() if name == path.name]
         try:
             state = read_facts(path / "state.json", "tinygpt.checkpoint")
             step, bits = state["step"], state["facts"].get("bits_per_byte")
             missing = [name for name in state["sha256"] if not (path / name).is_file()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError): step, bits, missing = None, None, ["state.json"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError): step, bits, missing = None, None, True
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         age = max(0.0, time.time() - path.stat().st_mtime)
-        found.append(Checkpoint(path.name, step, bits, size, age, " ".join(marks + ["damaged"] * bool(missing)), path))
+        marks += ["damaged"] * bool(missing)
+        found.append(Checkpoint(path.name, step, bits, size, age, " ".join(marks), path))
     if not found:
         find_checkpoint(run_dir) # says what is wrong with a directory that is no run
         raise FileNotFoundError(f"{run_dir}: holds no checkpoints of its own; name the run's directory")
