@@ -262,7 +262,7 @@ def test_it_says_where_it_computes_and_what_memory_that_takes(settings, monkeypa
     listen = Listen()
     path = train(make_config(settings), progress=listen)
     (line,) = [text for text in listen.said if "needs about" in text]
-    assert line.startswith("cpu, 1 threads, float32") and "activations" in line and "warning" not in line
+    assert line.startswith("cpu, 1 thread, float32") and "activations" in line and "warning" not in line
     monkeypatch.setattr(machine, "memory_free", lambda device: 1000)
     training.resume(path, progress=listen)
     assert "warning: this may not fit" in listen.said[-1] and "optim.accumulate" in listen.said[-1]

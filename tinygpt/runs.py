@@ -39,7 +39,7 @@ from .optim import SCHEDULES
 from .tokenizer import Tokenizer, load_tokenizer
 from .worlds import shipped
 
-# %% ../nbs/07b_runs.ipynb #164ef225
+# %% ../nbs/07b_runs.ipynb #26fd927b
 def _check(config, **rules: tuple[bool, str]) -> None:
     "Raises ValueError for the first field whose rule does not hold."
     for name, (holds, rule) in rules.items():
@@ -73,7 +73,7 @@ class DataConfig:
             batch_size=(self.batch_size >= 1, "must be 1 or more"),
         )
 
-
+# %% ../nbs/07b_runs.ipynb #10ed5a0e
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     "How a model learns. Raises ValueError for a value out of its range."
@@ -523,7 +523,7 @@ def read_run_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path / 'config.yaml'}: cut short, its end mark is missing; restore it")
     return read_config(path / "config.yaml")
 
-# %% ../nbs/07b_runs.ipynb #14f20588
+# %% ../nbs/07b_runs.ipynb #84e06678
 MAY_CHANGE = (  # none of these changes what a step computes, but for its rounding
     "data.source", "optim.accumulate", "run.out_dir", "run.device", "run.compile", "run.gradient_checkpointing",
     "run.n_threads", "run.log_every", "run.eval_every", "run.eval_docs", "run.sample_every", "run.checkpoint_every",
@@ -563,7 +563,7 @@ def check_changes(
         changes = {name: pair for name, pair in changes.items() if name not in OF_SCHEDULE}
     for name, (old, new) in changes.items():
         if name not in MAY_CHANGE:
-            since = f"in the {step:,} steps done" if step else "when the run was made"
+            since = f"in the {step:,} step{'s' * (step != 1)} done" if step else "when the run was made"
             why = ", and their rates with it" if name in OF_SCHEDULE else ""
             raise ValueError(
                 f"{where}: {name} was {old!r} {since} and is {new!r} now{why}; take the old value, or start a new run "
