@@ -1,9 +1,13 @@
-"""The `tinygpt` command: what it prints, what it refuses and how, what it leaves behind."""
+"""The `tinygpt` command: what it prints and what it leaves behind. What it refuses stands in test_refusals.py."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tinygpt.cli import COMMANDS, GUIDE, main
 
@@ -43,7 +48,7 @@ def refused(capsys, argv: list[str], said: str) -> str:
     "One line on stderr that says `said`, exit code 2, nothing on stdout."
     code = main(argv)
     out = capsys.readouterr()
-    lines = [line for line in out.err.splitlines() if not line.startswith("reading ")]
+    lines = out.err.splitlines()
     assert code == 2, out.err
     assert len(lines) == 1 and lines[0].startswith("tinygpt: "), out.err
     assert said in lines[0], lines[0]
@@ -74,10 +79,26 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_teaches(name, capsys):
-    assert name in GUIDE
+    assert f"\n  tinygpt {name}" in GUIDE
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
-    assert f"usage: tinygpt {name}" in out and f"tinygpt {name}" in out.split("examples:")[1]
+    assert f"usage: tinygpt {name}" in out and out.split("examples:")[1].count(f"tinygpt {name}") >= 2
+    assert max(map(len, out.splitlines())) < 180
+
+
+def test_train_help_says_what_each_recipe_is(capsys):
+    from tinygpt.runs import recipes
+
+    main(["train", "--help"])
+    out = capsys.readouterr().out.split("recipes:")[1].split("fields,")[0]
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.strip().splitlines()}
+    assert set(lines) == set(recipes()) and all(len(says) > 20 for says in lines.values())
+
+
+def test_a_dash_is_as_good_as_an_underscore(here, capsys):
+    assert main(["data", "tales", "--n=1", "--text-field", "text", "--val-frac=0.1"]) == 0
+    capsys.readouterr()
+    refused(capsys, ["generate", "--max-new-tokens", "x"], "whole number")
 
 
 def test_train_help_lists_every_field_with_its_meaning(capsys):
@@ -106,10 +127,13 @@ def test_train_generate_evaluate(here, capsys):
     assert capsys.readouterr().out.strip() == streamed
     assert main(["generate", "run/checkpoints/step_000008", "--max_new_tokens", "3"]) == 0
     capsys.readouterr()
-    best = json.loads((here / "run/best.json").read_text())["bits_per_byte"]
-    for place in ("run", "run/checkpoints/" + json.loads((here / "run/best.json").read_text())["checkpoint"]):
+    best = json.loads((here / "run/best.json").read_text())
+    for place in ("run", "run/checkpoints/" + best["checkpoint"]):
+        assert main(["evaluate", place, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["bits_per_byte"] == pytest.approx(best["bits_per_byte"], rel=1e-5) and found["checkpoint"] == best["checkpoint"]
         assert main(["evaluate", place]) == 0
-        assert f"{best:.3f} bits per byte" in capsys.readouterr().out
+        assert f"{best['bits_per_byte']:.4f}" in capsys.readouterr().out
 
 
 def test_print_config_is_a_recipe(here, capsys):
@@ -146,96 +170,174 @@ def test_a_signal_saves_and_says_how_to_go_on(here, number, code):
     assert rows[-1]["step"] == last["step"], "a step was lost"
 
 
-# --- what is refused -----------------------------------------------------------------------------------------
-
-BAD_FILES = {
-    "empty.txt": (b"", "no text"),
-    "blank.txt": (b" \n\n", "no text"),
-    "one.txt": (b"a", ""),
-    "latin.txt": "caf\xe9 au lait, s'il vous pla\xeet. ".encode("latin-1") * 40, 
-    "binary.bin": (bytes(range(256)) * 20, ""),
-    "short.txt": (b"Once upon a time.", ""),
-}
+# --- generate: one text, many, a conversation ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_text(here, capsys, name, tokenizer):
-    content, said = BAD_FILES[name] if isinstance(BAD_FILES[name], tuple) else (BAD_FILES[name], "UTF-8")
-    (here / name).write_bytes(content)
-    argv = [{"text.txt": name, "char": tokenizer, "documents": "windows"}.get(word, word) for word in QUICK]
-    refused(capsys, ["train", *argv], said)
-    assert {p.name for p in here.iterdir()} == {"text.txt", name}
-    refused(capsys, ["data", name, "--tokenizer", tokenizer, "--out", "prepared"], "") if name not in ("short.txt",) else None
-    assert "prepared" not in {p.name for p in here.iterdir()} or name == "short.txt"
-
-
-@pytest.mark.parametrize("words, said", [
-    (["trian"], "unknown command 'trian'; did you mean train?"),
-    (["train", "--recipe", "tails"], "did you mean tales?"),
-    (["train", "--recip", "tales"], "did you mean --recipe?"),
-    (["train", "tales"], "'tales'"),
-    (["train", *QUICK, "--model.n_layer", "2"], "did you mean model.n_layers?"),
-    (["train", *QUICK, "--model.n_layers", "two"], "model.n_layers='two' must be a whole number"),
-    (["train", *QUICK, "--model.n_layers"], "--model.n_layers"),
-    (["train", *QUICK, "--model.n_heads", "5"], "n_heads=5 does not divide d_model=32"),
-    (["train", *QUICK, "--model.vocab_size", "7"], "model.vocab_size=7 is not the tokenizer's"),
-    (["train", *QUICK, "--data.source", "texd.txt"], "did you mean text.txt?"),
-    (["train", *QUICK, "--data.tokenizer", "bep"], "bep"),
-    (["train", *QUICK, "--data.vocab_size", "100", "--data.tokenizer", "bpe"], "vocab_size=100"),
-    (["train", *QUICK, "--run.device", "tpu"], "tpu"),
-    (["train", *QUICK, "--run.out_dir", "text.txt"], "text.txt"),
-    (["train", *QUICK, "--run.out_dir", "text.txt/run"], "text.txt"),
-    (["train", "--resume", "nowhere"], "nowhere"),
-    (["train", "--resume", "nowhere", "--optim.lr", "1"], "--resume"),
-    (["generate"], "tinygpt demo"),
-    (["generate", "nowhere"], "nowhere"),
-    (["generate", "--n", "x"], "whole number"),
-    (["generate", "--temprature", "1"], "did you mean --temperature?"),
-    (["evaluate", "."], "neither a run directory nor a checkpoint"),
-    (["data", "texd.txt"], "did you mean text.txt?"),
-    (["data", "text.txt", "--n", "3"], "tinygpt data tales"),
-    (["data", "text.txt", "--out", "text.txt"], "exists"),
-    (["doctor", "--now"], "--now"),
-])
-def test_a_wrong_word(here, capsys, words, said):
-    refused(capsys, words, said)
-    assert {p.name for p in here.iterdir()} == {"text.txt"}
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    "A folder with text.txt and a small trained run."
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT)
+    with contextlib.chdir(folder):
+        assert main(["train", *QUICK, "--optim.steps", "80", "--run.eval_every", "40", "--run.keep_checkpoints", "9", "--no_samples"]) == 0
+    return folder
 
 
 @pytest.fixture
-def run(here, capsys) -> Path:
-    assert main(["train", *QUICK]) == 0
-    capsys.readouterr()
+def run(trained, here) -> Path:
+    "A copy of the trained run, to work with."
+    shutil.copytree(trained / "run", here / "run")
     return here / "run"
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["--temperature", "-1"], "temperature=-1.0"),
-    (["--top_k", "0"], "top_k=0"),
-    (["--top_p", "1.5"], "top_p=1.5"),
-    (["--max_new_tokens", "-1"], "max_new_tokens=-1"),
-    (["--max_new_tokens", "500"], "context_length=96"),
-    (["--prompt", "Zoë ☃"], "'Z'"),
-    (["--prompt", "Ann has a hat. " * 10], "context_length=96"),
-    (["--n", "0"], "--n 0"),
-])
-def test_generate_says_what_is_wrong(run, capsys, argv, said):
-    refused(capsys, ["generate", "run", *argv], said)
-    refused(capsys, ["generate", "run", *argv, "--stream"], said)
+def test_many_prompts(run, here, capsys, monkeypatch):
+    (here / "prompts.txt").write_text("Ann\n\nBob has a hat.\n")
+    (here / "prompts.jsonl").write_text('{"prompt": "Ann"}\n{"prompt": "Bob has a hat."}\n')
+    argv = ["generate", "run", "--n", "2", "--seed", "5", "--json"]
+    assert main([*argv, "--prompts", "prompts.txt"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["seed"]) for row in rows] == [("Ann", 5), ("Ann", 6), ("Bob has a hat.", 7), ("Bob has a hat.", 8)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Ann\nBob has a hat.\n"))
+    for source in ("prompts.jsonl", "-"):
+        assert main([*argv, "--prompts", source]) == 0
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert main([*argv[:-1], "--prompts", "prompts.txt"]) == 0
+    assert capsys.readouterr().out == "\n\n".join(row["prompt"] + row["text"] for row in rows) + "\n"
+    alone = ["generate", "run", "--prompt", "Bob has a hat.", "--seed", "7", "--json", "--max_new_tokens", "20"]
+    assert main(alone) == 0
+    assert rows[2]["text"].startswith(json.loads(capsys.readouterr().out)["text"]), "others in the batch change nothing"
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.yaml", "data/val/tokens.bin", "data/train/header.json", "best.json", "model", "state"])
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_a_damaged_run(run, capsys, name, damage):
-    path = {"model": "checkpoints/step_000008/model.safetensors", "state": "checkpoints/step_000008/state.json"}.get(name, name)
-    content = (run / path).read_bytes()
-    (run / path).unlink()
-    if damage == "cut":
-        (run / path).write_bytes(content[: len(content) // 2])
-    if damage == "missing" and name == "best.json":
-        return  # the last checkpoint stands in
-    refused(capsys, ["evaluate", "run"], Path(path).name if name != "data/train/header.json" or damage == "cut" else "")
+def test_all_sampling_options(run, capsys):
+    base = ["generate", "run", "--prompt", "Ann", "--seed", "1", "--max_new_tokens", "30"]
+    texts = {}
+    for extra in ("", "--temperature 2", "--temperature 2 --top_k 1", "--temperature 2 --top_p 0.01", "--temperature 2 --min_p 1",
+                  "--temperature 0", "--repetition_penalty 3", "--frequency_penalty 2", "--presence_penalty 2"):
+        assert main([*base, *extra.split()]) == 0
+        texts[extra] = capsys.readouterr().out
+    assert len({texts[f"--temperature 2 {cut}"] for cut in ("--top_k 1", "--top_p 0.01", "--min_p 1")} | {texts["--temperature 0"]}) == 1
+    assert len(set(texts.values())) == 6
+    assert main([*base, "--temperature", "0", "--stop", " a", "--stop", "zzz"]) == 0
+    assert texts["--temperature 0"].startswith(capsys.readouterr().out.rstrip("\n"))
+    assert main(["generate", "run", "--prompt", "Ann", "--sliding", "--max_new_tokens", "200", "--no_stream"]) == 0
+
+
+def test_a_new_seed_each_time_and_it_is_shown(run, capsys):
+    assert main(["generate", "run"]) == 0
+    first = capsys.readouterr()
+    (seed,) = re.findall(r"again with --seed (\d+)", first.err)
+    assert main(["generate", "run", "--seed", seed]) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out and second.err == ""
+
+
+def test_interactive(run, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Ann has\nZoe\n\nBob"))
+    assert main(["generate", "run", "--interactive", "--seed", "3", "--max_new_tokens", "9"]) == 0
+    out = capsys.readouterr()
+    lines = out.out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("Ann has") and lines[2].startswith("Bob")
+    assert len(out.err.splitlines()) == 1 and out.err.startswith("tinygpt: the prompt") and "'Z'" in out.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own")
+def test_on_a_terminal_it_streams_and_asks(run):
+    "In a real terminal: the prompt sign, a text, Ctrl-D, exit code 0."
+    import pty
+
+    master, slave = pty.openpty()
+    with subprocess.Popen([*TINYGPT, "generate", "run", "--interactive", "--seed", "3"], stdin=slave, stdout=slave, stderr=slave) as child:
+        os.close(slave)
+        os.write(master, b"Ann has a\n")
+        said = b""
+        while said.count(b"> ") < 2:
+            said += os.read(master, 1000)
+        os.write(master, b"\x04")
+        assert child.wait(60) == 0
+    os.close(master)
+    assert b"Ctrl-D" in said and said.count(b"Ann has a") >= 2 and b"Traceback" not in said
+
+
+def test_one_text_is_streamed_on_a_terminal_alone(run, capsys, monkeypatch):
+    from tinygpt import telling
+
+    streamed = []
+    monkeypatch.setattr(telling, "show_stream", lambda prompt, pieces: streamed.append("".join(pieces)))
+    assert main(["generate", "run", "--seed", "1"]) == 0 and not streamed
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["generate", "run", "--seed", "1", "--no_stream"]) == 0 and not streamed
+    assert main(["generate", "run", "--seed", "1"]) == 0 and len(streamed) == 1
+
+
+# --- evaluate, checkpoints, profile --------------------------------------------------------------------------
+
+
+def test_evaluate_another_text(run, here, capsys):
+    (here / "other.txt").write_text("Ann has a hat.\n<|endoftext|>\nBob has a cup. Bob gives the cup to Ann.")
+    assert main(["evaluate", "run", "other.txt", "--stride", "7"]) == 0
+    assert "run, step_000080, on other.txt:" in capsys.readouterr().out
+    assert main(["evaluate", "run", "other.txt", "--max_docs", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_documents"] == 1 and found["n_bytes"] == 14 and "floor" not in found
+
+
+def test_evaluate_on_cases(run, here, capsys):
+    cases = [{"kind": "things", "prompt": "Ann has a", "expected": " hat", "rejected": [" dog"]}, {"prompt": "", "allowed": ["Ann", "Bob", "Cid", "Dot"]}]
+    (here / "cases.yaml").write_text(yaml.safe_dump({"version": 1, "cases": cases}))
+    (here / "bad.yaml").write_text("version: 1\ncases: [{prompt: Ann}]\n")
+    refused(capsys, ["evaluate", "run", "--cases", "bad.yaml"], "bad.yaml: case 1")
+    (here / "bad.yaml").unlink()
+    cases = [{"kind": "things", "prompt": "Ann has a", "allowed": [" hat", " cup"]}, {"prompt": "", "allowed": ["Ann", "Bob", "Cid", "Dot"]}]
+    (here / "cases.yaml").write_text(yaml.safe_dump({"version": 1, "cases": cases}))
+    assert main(["evaluate", "run", "--cases", "cases.yaml"]) == 0
+    assert re.search(r"(?m)^things +1 ", capsys.readouterr().out)
+    assert main(["checkpoints", "run", "--cases", "cases.yaml"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("2 cases") and out[2].startswith("step_000080") and out[3].startswith("step_000040")
+
+
+def test_checkpoints(run, here, capsys):
+    shutil.copytree(run, here / "again")
+    assert main(["checkpoints", "run", "again"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("step_000040") == out.count("step_000080") == 2 and out.count("best last") == 2
+    assert out.startswith("run:\n") and "\n\nagain:\n" in out
+    (run / "checkpoints/step_000040/model.safetensors").unlink()
+    assert main(["checkpoints", "run"]) == 0
+    assert re.search(r"step_000040 .*damaged", capsys.readouterr().out)
+
+
+def test_profile(run, here, capsys):
+    assert main(["profile", "run", "--measure"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("run: 1 layers, 32 wide, 2 heads") and "operations per second (cpu" in out
+    shown = {}
+    for argv in (["tiny"], ["--recipe", "smoke"], ["smoke"], ["gpt2-124m"], ["gpt2-124m", "--model.n_layers", "1"], ["run/checkpoints/step_000080"]):
+        assert main(["profile", *argv]) == 0
+        shown[" ".join(argv)] = capsys.readouterr().out
+    assert shown["smoke"] == shown["--recipe smoke"] and "124 M" in shown["gpt2-124m"] and "50,257" in shown["gpt2-124m"]
+    assert shown["gpt2-124m --model.n_layers 1"] != shown["gpt2-124m"]
+    assert main(["train", *QUICK, "--print_config"]) == 0
+    (here / "mine.yaml").write_text(capsys.readouterr().out)
+    assert main(["profile", "mine.yaml"]) == 0
+    assert "1 layers, 32 wide, 2 heads" in capsys.readouterr().out
+
+
+def test_a_shipped_model_by_its_name(run, here, capsys, monkeypatch):
+    "Named, and as what is taken when there are no runs."
+    from tinygpt import runs
+
+    monkeypatch.setattr(runs, "shipped_models", lambda: {"small": run})
+    assert main(["generate", "small", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert main(["generate", "--seed", "1"]) == 0
+    out = capsys.readouterr()
+    assert out.out == first and out.err == "using small\n"
+    for command in ("checkpoints", "evaluate", "profile"):
+        assert main([command, "small"]) == 0, capsys.readouterr().err
+
+
+# --- runs ----------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_never_overwritten(run, capsys):
@@ -257,11 +359,16 @@ def test_debug_raises(here, monkeypatch):
         main(["trian"])
 
 
+def test_resume_with_changes(run, capsys):
+    assert main(["train", "--resume", "run", "--run.eval_every", "20", "--no_samples"]) == 0
+    assert "eval_every: 20" in (run / "config.yaml").read_text()
+
+
 def test_doctor(here, capsys):
     code = main(["doctor"])
     out = capsys.readouterr().out
-    for name in ("python", "torch", "memory", "disk", "packages", "data"):
-        assert f"  {name}" in out
+    for name in ("python", "command", "packages", "torch", "arithmetic", "accelerator", "memory", "disk", "corpora", "recipes"):
+        assert f"  {name} " in out
     assert code == (0 if "all is well" in out else 1)
     assert ("XX" in out) == (code == 1) and ("->" in out) == (code == 1)
 
