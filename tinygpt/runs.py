@@ -6,8 +6,8 @@
 __all__ = ['ELSEWHERE', 'MAY_CHANGE', 'OF_SCHEDULE', 'DataConfig', 'OptimConfig', 'RunConfig', 'TrainConfig', 'recipes',
            'config_fields', 'type_in_words', 'make_config', 'read_config', 'config_to_dict', 'config_to_yaml',
            'drop_directory', 'whole_directory', 'save_checkpoint', 'read_facts', 'load_checkpoint', 'checkpoint_dirs',
-           'shipped_models', 'find_checkpoint', 'load', 'read_run_config', 'learning_rate', 'config_changes',
-           'check_changes']
+           'shipped_models', 'find_checkpoint', 'load', 'read_run_config', 'pack_run', 'learning_rate',
+           'config_changes', 'check_changes']
 
 # %% ../nbs/07b_runs.ipynb #9c6f59a8
 import difflib
@@ -522,6 +522,30 @@ def read_run_config(path: Path) -> TrainConfig:
     if not (path / "config.yaml").read_bytes().rstrip().endswith(b"..."):  # YAML's end mark
         raise ValueError(f"{path / 'config.yaml'}: cut short, its end mark is missing; restore it")
     return read_config(path / "config.yaml")
+
+# %% ../nbs/07b_runs.ipynb #3a3813e4
+def pack_run(
+    run_dir: str | Path,
+    out_dir: str | Path,  # must not exist yet
+    dtype: torch.dtype = torch.float16,  # of the weights on the disk; `load` makes them float32 again
+    metrics_every: int = 50,  # steps between the training losses that are kept; validations all are
+) -> Path:
+    """Copy what is needed to use a run's best model and to know how it came about.
+
+    Raises FileNotFoundError or ValueError for a run that cannot be read or an `out_dir` that is there.
+    """
+    run_dir, out_dir = Path(run_dir), Path(out_dir)
+    checkpoint = find_checkpoint(run_dir)
+    model, _ = load(run_dir)
+    state = read_facts(checkpoint / "state.json", "tinygpt.checkpoint")
+    header, *rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if "val_loss" in (facts := json.loads(row)) or facts["step"] % metrics_every == 0]
+    with whole_directory(out_dir) as part:
+        save_checkpoint(part / "checkpoints" / checkpoint.name, model.to(dtype), None, state["step"], **state["facts"])
+        for name in ("config.yaml", "tokenizer.json", "best.json"):
+            shutil.copyfile(run_dir / name, part / name)
+        (part / "metrics.jsonl").write_text("\n".join([header, *kept, ""]), encoding="utf-8")
+    return out_dir
 
 # %% ../nbs/07b_runs.ipynb #84e06678
 MAY_CHANGE = (  # none of these changes what a step computes, but for its rounding
