@@ -12,10 +12,13 @@ _HOMES = {
     "data": ["TokenDataset", "get_batch", "prepare"],
     "model": ["GPT", "GPTConfig", "PRESETS", "profile"],
     "runs": ["TrainConfig", "load", "load_checkpoint", "save_checkpoint"],
+    "optim": ["AdamW", "Muon"],
     "training": ["train"],
-    "sampling": ["generate", "next_token_probs", "stream"],
+    "evaluation": ["evaluate_text"],
+    "sampling": ["Sampling", "generate", "generate_text", "next_token_probs", "stream", "stream_text"],
 }
-_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training", "sampling", "cli")
+_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
+            "evaluation", "sampling", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
