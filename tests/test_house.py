@@ -153,9 +153,10 @@ def test_readme_lists_the_chapters():
     assert rows == titles
 
 
-def test_readme_example_runs():
-    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
-    shape = python(f"{example}\nprint(logits.shape == (1, 16, tokenizer.vocab_size))")
+def test_readme_examples_run():
+    tale, parts = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    assert " Mia was at the " in python(tale)
+    shape = python(f"{parts}\nprint(logits.shape == (1, 16, tokenizer.vocab_size))")
     assert shape.strip() == "True"
 
 
