@@ -39,7 +39,8 @@ class GPTConfig(AttentionConfig):
     def mlp_width(self) -> int: # M
         "d_ff, or the usual width for this kind of MLP where it is None."
         if self.d_ff is not None: return self.d_ff
-        return 4 * self.d_model if self.mlp == "gelu" else -(-8 * self.d_model // 48) * 16
+        if self.mlp == "gelu": return 4 * self.d_model
+        return 16 * math.ceil(8 * self.d_model / 3 / 16) # as many weights with three matrices; multiples of 16 are quick
 
 # %% ../nbs/06_model.ipynb #c1648b8f
 def make_norm(cfg: GPTConfig) -> nn.Module:
@@ -79,7 +80,7 @@ class Block(nn.Module):
 
 # %% ../nbs/06_model.ipynb #0b9dc4b0
 class GPT(nn.Module):
-    "A decoder-only transformer. Raises ValueError if cfg.vocab_size is 0."
+    "The whole language model: from token ids to a score for every next token. Raises ValueError if cfg.vocab_size is 0."
     def __init__(self, cfg: GPTConfig):
         super().__init__()
         check(cfg.vocab_size > 0, "GPT", "vocab_size=0", "leaves no tokens to predict",
@@ -213,8 +214,8 @@ def count_activations(
     n_keys = 2 * max(cfg.window, 16) if blocks else T
     if blocks: scores += 2 * K * D + n_keys # the other copy, and the mask
     if cfg.logit_cap: scores = (6 if blocks else 4) * H * D + 4 * H * n_keys # every score, four times
-    if cfg.qk_norm: scores += (H + K) * (D + 1)
-    norm = {"rmsnorm": 2 * C + 1, "layernorm": 2 * C + 2, "none": C}[cfg.norm] # in, out, the size
+    if cfg.qk_norm: scores += (H + K) * D
+    norm = {"rmsnorm": 2 * C, "layernorm": 2 * C + 2, "none": C}[cfg.norm] # in, out; mean and spread
     n_norms = 2 * L + (cfg.norm_position == "pre" or cfg.norm == "none")
     return {
         "attention": L * scores,
