@@ -402,7 +402,8 @@ def group_slices(
     """
     Gather texts that are encoded together, and slice long ones, so that memory stays bounded.
 
-    A slice ends before a space that follows a word, where no pattern of chapter 01 joins both sides.
+    A slice ends before a space that follows a word, where no pattern of chapter 01 joins both sides; if there
+    is none in its second half, where it is full, and a word may be cut there.
     """
     group, room = [], size
     for split, text in labelled:
