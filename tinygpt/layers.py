@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
 # %% ../nbs/03_layers.ipynb #1da91fb5
 class Embedding(nn.Module):
-    "One learned vector per token id. Raises ValueError for an id not in the table (on a GPU, CUDA stops)."
+    "One learned vector per token id. Raises ValueError for an id not in the table (on a GPU, CUDA's own error)."
     def __init__(self,
         vocab_size: int, # V, rows in the table
         d_model: int, # C, numbers per row
