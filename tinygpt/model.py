@@ -40,7 +40,7 @@ class GPTConfig(AttentionConfig):
         "d_ff, or the usual width for this kind of MLP where it is None."
         if self.d_ff is not None: return self.d_ff
         if self.mlp == "gelu": return 4 * self.d_model
-        return 16 * math.ceil(8 * self.d_model / 3 / 16) # as many weights with three matrices; multiples of 16 are quick
+        return 16 * math.ceil(8 * self.d_model / 3 / 16) # 8/3 C, rounded up: multiples of 16 are quick
 
 # %% ../nbs/06_model.ipynb #c1648b8f
 def make_norm(cfg: GPTConfig) -> nn.Module:
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 # %% ../nbs/06_model.ipynb #0b9dc4b0
 class GPT(nn.Module):
-    "The whole language model: from token ids to a score for every next token. Raises ValueError if cfg.vocab_size is 0."
+    "A language model: from token ids to scores for the next. Raises ValueError if cfg.vocab_size is 0."
     def __init__(self, cfg: GPTConfig):
         super().__init__()
         check(cfg.vocab_size > 0, "GPT", "vocab_size=0", "leaves no tokens to predict",
