@@ -218,11 +218,10 @@ def test_options_by_brute_force(model, tokenizer):
             T = model.cfg.context_length
             view = torch.tensor([ids[:-1][-T:]])
             scores = model(view)[0].log_softmax(-1)[-(len(ids) - len(prompt)) :]
-            found[option] = sum(scores[i, token].item() for i, token in enumerate(ids[len(prompt) :])), int((scores[0] > scores[0, ids[len(prompt)]]).sum()) + 1
-        best = max(case.right, key=lambda option: found[option][0])
-        assert result.log_prob == pytest.approx(math.log(sum(math.exp(found[option][0]) for option in case.right)), abs=1e-3)
-        assert result.rank == 1 + sum(found[wrong][0] >= found[best][0] for wrong in case.rejected)
-        assert result.token_rank == found[best][1]
+            found[option] = sum(scores[i, token].item() for i, token in enumerate(ids[len(prompt) :]))
+        best = max(case.right, key=found.get)
+        assert result.log_prob == pytest.approx(math.log(sum(math.exp(found[option]) for option in case.right)), abs=1e-3)
+        assert result.rank == 1 + sum(found[wrong] >= found[best] for wrong in case.rejected)
         ids = list(prompt)
         while len(b"".join(tokenizer.token_bytes(i) for i in ids[len(prompt) :])) < max(map(len, case.right)) and ids[-1] != tokenizer.eot_id or len(ids) == len(prompt):
             ids.append(model(torch.tensor([ids[-40:]]))[0, -1].argmax().item())
@@ -234,7 +233,7 @@ def test_the_space_may_stand_on_either_side(model, tokenizer):
     one = Case(prompt="One sunny day, Mia", expected=" the", rejected=(" was",))
     other = Case(prompt="One sunny day, Mia ", expected="the", rejected=("was",))
     a, b = run_cases(model, tokenizer, [one, other])
-    assert (a.log_prob, a.rank, a.token_rank, a.exact) == (pytest.approx(b.log_prob, abs=1e-4), b.rank, b.token_rank, b.exact)
+    assert (a.log_prob, a.rank, a.exact) == (pytest.approx(b.log_prob, abs=1e-4), b.rank, b.exact)
 
 
 def test_a_model_that_knows_the_answer():
@@ -259,7 +258,7 @@ def test_a_model_that_knows_the_answer():
         model.table.weight.copy_(weight)
     right = [Case(prompt="", expected="ab"), Case(prompt="a", expected=f"b{EOT}"), Case(prompt="a", allowed=("b", "c"), rejected=("a",))]
     for result in run_cases(model, tokenizer, right):
-        assert result.exact and result.log_prob > -1e-6 and result.token_rank == 1 and result.bits < 1e-6
+        assert result.exact and result.log_prob > -1e-6 and result.bits < 1e-6
     (wrong,) = run_cases(model, tokenizer, [Case(prompt="a", expected="c", rejected=("b", "a"))])
     assert not wrong.exact and wrong.text == "b" and wrong.rank == 3 and wrong.log_prob < -19
     assert continue_greedily(model, tokenizer, [[order[0]], [order[3]]], [10, 3]) == [b"ab" + EOT.encode(), b"ccc"]

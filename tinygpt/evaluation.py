@@ -9,14 +9,14 @@ __all__ = ['CASE_KINDS', 'DECIDED_BY', 'Score', 'Evaluation', 'windows', 'evalua
            'Onlooker', 'first_event', 'retold_answers', 'case_kind', 'make_case', 'tale_cases', 'write_cases',
            'CaseMeans', 'summarize_cases', 'as_table', 'Checkpoint', 'list_checkpoints', 'Ranked', 'rank_checkpoints']
 
-# %% ../nbs/09_evaluation.ipynb #e9d0bb62
+# %% ../nbs/09_evaluation.ipynb #1b9305f1
 import difflib
 import math
 import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import accumulate, islice
@@ -35,7 +35,7 @@ from .runs import find_checkpoint, load, read_facts
 from .tokenizer import EOT, Tokenizer, write_atomically
 from .worlds import Choice, Inventor, Lexicon, NotATale, Reader, Tale, Tales, told
 
-# %% ../nbs/09_evaluation.ipynb #a06d5584
+# %% ../nbs/09_evaluation.ipynb #29d53873
 class Score(NamedTuple):
     "What one document cost a model."
     nats: float
@@ -75,9 +75,10 @@ class Evaluation:
         return self.bits_per_byte - 1.96 * self.standard_error, self.bits_per_byte + 1.96 * self.standard_error
 
     def __str__(self) -> str:
+        plural = "s" * (len(self.per_document) != 1)
         spread = f" ± {1.96 * self.standard_error:.4f}" if len(self.per_document) > 1 else ""
         return (f"{self.bits_per_byte:.4f}{spread} bits per byte, {self.loss:.4f} nats per token, "
-                f"perplexity {self.perplexity:.2f} ({len(self.per_document):,} documents, "
+                f"perplexity {self.perplexity:.2f} ({len(self.per_document):,} document{plural}, "
                 f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes)")
 
 # %% ../nbs/09_evaluation.ipynb #7d91b035
@@ -101,15 +102,18 @@ def windows(
         if end == n_tokens: break
     return found
 
-# %% ../nbs/09_evaluation.ipynb #9270112d
+# %% ../nbs/09_evaluation.ipynb #1bef82c3
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    "With dropout off and no gradients; afterwards the model is as it was."
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(): yield
-    finally: model.train(was_training)
+def evaluating(
+    model: Callable, # a model, or a plain function, which has nothing to switch
+) -> Iterator[None]:
+    "With dropout off inside; afterwards every part of the model is as it was."
+    parts = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    training = [part.training for part in parts]
+    for part in parts: part.training = False
+    try: yield
+    finally:
+        for part, was in zip(parts, training): part.training = was
 
 def padded(
     rows: Sequence[Sequence[int]], # ids, of any lengths
@@ -120,6 +124,7 @@ def padded(
     width = min(most, -(-max(map(len, rows)) // 8) * 8)
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
+# %% ../nbs/09_evaluation.ipynb #03b2608f
 def score_views(
     model: GPT,
     streams: Sequence[Tensor], # of each document: its ids, with an end-of-text token before and after
@@ -135,6 +140,7 @@ def score_views(
     lost = [cross_entropy(model.logits(a), b, reduction="none") for a, b in zip(x.split(n), targets.split(n))]
     return list(torch.cat(lost).cpu().split([end - first for _, _, first, end in views]))
 
+# %% ../nbs/09_evaluation.ipynb #3d37105f
 def score_documents(
     model: GPT,
     documents: Iterable[Sequence[int]], # ids of each, without special tokens around them
@@ -154,7 +160,7 @@ def score_documents(
         nats = [torch.zeros(len(stream) - 1) for stream in streams]
         views = [(doc, *view) for doc, s in enumerate(streams) for view in windows(len(s) - 1, T, stride)]
         views.sort(key=lambda view: view[1] - view[3]) # the longest first
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             for at in range(0, len(views), batch_size):
                 batch = views[at : at + batch_size]
                 for (doc, _, first, end), part in zip(batch, score_views(model, streams, batch)):
@@ -321,7 +327,7 @@ def read_cases(path: str | Path) -> list[Case]:
         raise ValueError(f"{path}: cases={content.get('cases')!r:.40} must be a list with at least one case; {form}")
     return [_case_from(entry, f"{path.name}: case {i}") for i, entry in enumerate(content["cases"], 1)]
 
-# %% ../nbs/09_evaluation.ipynb #00bc444e
+# %% ../nbs/09_evaluation.ipynb #4b13e830
 def _next_scores(
     model: GPT,
     rows: Sequence[tuple[Sequence[int], int]], # ids, and at how many of the last positions to look
@@ -333,7 +339,7 @@ def _next_scores(
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         ids = [rows[i][0][-T:] for i in batch]
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             x = model.hidden(padded(ids, T).to(device)) # (B, T, C)
             ends = [(row, len(ids[row]), rows[i][1]) for row, i in enumerate(batch)]
             scores = [model.logits(x[row, n - k : n]).float().log_softmax(-1).cpu() for row, n, k in ends]
@@ -356,7 +362,7 @@ def continue_greedily(
         waiting = [i for i in waiting if len(written[i]) < n_bytes[i] and ids[i][-1] != tokenizer.eot_id]
     return written
 
-# %% ../nbs/09_evaluation.ipynb #daa48822
+# %% ../nbs/09_evaluation.ipynb #216d0718
 @dataclass(frozen=True)
 class CaseResult:
     "What a model makes of a case."
@@ -365,7 +371,6 @@ class CaseResult:
     exact: bool # `text` begins with a right continuation
     log_prob: float # ln of the probability of all right continuations together; 0 is sure and right
     rank: int | None # of the best right continuation among itself and the rejected ones; None: there are none
-    token_rank: int # of its first token among all tokens; 1 is the likeliest
 
     @property
     def bits(self) -> float: return -self.log_prob / math.log(2) # the surprise at what is right
@@ -399,13 +404,12 @@ def run_cases(
                 raise ValueError(f"case {n + 1} ({case.kind}): option {option!r:.40} is longer than the model's "
                                  f"context_length={model.cfg.context_length}; shorten it")
             asked[tuple(ids[:-1])].append((n, option, ids[same:])) # a last token needs no pass of its own
-    log_probs, ranks = defaultdict(dict), defaultdict(dict)
+    log_probs = defaultdict(dict)
     rows = [(ids, max(len(tokens) for _, _, tokens in looks)) for ids, looks in asked.items()]
     for row, scores in _next_scores(model, rows, batch_size):
         for n, option, tokens in asked[rows[row][0]]:
             own = scores[len(scores) - len(tokens):] # (tokens, V)
             log_probs[n][option] = own[range(len(tokens)), tokens].double().sum().item()
-            ranks[n][option] = 1 + int((own[0] > own[0, tokens[0]]).sum())
     gaps = [len(case.prompt) - len(case.prompt.rstrip(" ")) for case in cases] # spaces that the answer begins with
     longest = [gap + max(len(o.encode()) for o in case.right) for gap, case in zip(gaps, cases)]
     answers = continue_greedily(model, tokenizer, prompts, longest, batch_size)
@@ -416,7 +420,7 @@ def run_cases(
         rank = 1 + sum(found[wrong] >= found[best] for wrong in case.rejected) if case.rejected else None
         total = torch.tensor([found[option] for option in case.right], dtype=torch.float64).logsumexp(0).item()
         exact = text.startswith(tuple(" " * gap + option for option in case.right))
-        results.append(CaseResult(case, text[gap:], exact, min(total, 0.0), rank, ranks[n][best]))
+        results.append(CaseResult(case, text[gap:], exact, min(total, 0.0), rank))
     return results
 
 # %% ../nbs/09_evaluation.ipynb #355c7ee1
@@ -443,7 +447,7 @@ def can_begin(text: str, words: Lexicon = Lexicon()) -> bool:
     except NotATale: return False
     return text.endswith(EOT) # else the tale was over, and the text was not
 
-# %% ../nbs/09_evaluation.ipynb #e9b0c429
+# %% ../nbs/09_evaluation.ipynb #4f669b0c
 class Turn(NamedTuple):
     "A choice, and all that might have come instead."
     kind: str
@@ -469,7 +473,7 @@ def first_event(turns: Sequence[Turn]) -> int: # number of the choice with which
 
 def retold_answers(turns: Sequence[Turn], i: int, n: int, rng: random.Random, words: Lexicon) -> list[str]:
     "What is said in the place of choice i if the tale goes on otherwise from somewhere before: most often first."
-    def place(turns, i):
+    def place(turns, i): # what was asked, after what, and about whom
         before = turns[i - 1]
         return turns[i].kind, before.kind, before.words if before.kind in ("name", "question") else ""
 
@@ -480,7 +484,7 @@ def retold_answers(turns: Sequence[Turn], i: int, n: int, rng: random.Random, wo
                      if j and len(turn.options) == 1 and place(other.turns, j) == place(turns, i))
     return [words for words, _ in heard.most_common()]
 
-# %% ../nbs/09_evaluation.ipynb #8acfde70
+# %% ../nbs/09_evaluation.ipynb #43fdc651
 CASE_KINDS = ("how a tale opens", "who is where", "how many", "who has the toy", "where the pet is",
               "a question answered", "how a tale closes")
 DECIDED_BY = {"place": ("place",), "number": ("number", "gift"), "toy": ("gift", "box"), "pet": ("place",)}
@@ -496,6 +500,7 @@ def case_kind(turns: Sequence[Turn], i: int) -> str | None: # None: nothing to a
     if any(t.words.removeprefix("the ") in turn.words for t in news):
         return {"place": "who is where", "toy": "who has the toy", "pet": "where the pet is"}[turn.kind]
 
+# %% ../nbs/09_evaluation.ipynb #ce8672d2
 def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> Case:
     "The case at choice i of a tale: the text up to there, what this world may say next, and what it would not."
     turns, text, turn = teller.turns, teller.text, teller.turns[i]
