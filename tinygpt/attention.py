@@ -44,7 +44,7 @@ def attention_weights(
     logit_cap: float = 0.0, # squash scores into (-cap, cap); 0: leave them
 ) -> Tensor: # (..., T, S) each row sums to 1, or to 0 where nothing may be attended to
     "Who looks at whom, and how much. The cap is that of arXiv:2408.00118, sec. 2."
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT # (..., T, D) @ (..., D, S); scaling q is cheaper than scaling scores
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT # (..., T, S); scaling q is cheaper than scaling them
     if logit_cap: scores = logit_cap * torch.tanh(scores / logit_cap)
     if mask is None: return softmax(scores)
     # The lowest finite number, not -inf: an empty row would be 0/0. The second fill makes it zeros.

@@ -145,7 +145,7 @@ def scaled_frequencies(
 
 # %% ../nbs/04_rope.ipynb #f0ff1701
 class Rope(nn.Module):
-    """Rotary positions. arXiv:2104.09864, eq. 34. Raises ValueError past max_len (on a GPU, CUDA stops).
+    """Rotary positions. arXiv:2104.09864, eq. 34. Raises ValueError past max_len (on a GPU, CUDA's own error).
 
     `rope(x, positions)` turns one tensor. A model with many layers looks the angles up once,
     `cos, sin = rope.tables(positions)`, and in each layer calls `rotate(q, cos, sin, rope.layout)`."""
