@@ -337,6 +337,19 @@ def test_a_shipped_model_by_its_name(run, here, capsys, monkeypatch):
         assert main([command, "small"]) == 0, capsys.readouterr().err
 
 
+def test_the_shipped_model_speaks_without_a_run(tmp_path, monkeypatch, capsys):
+    from tinygpt.runs import shipped_models
+
+    if "tales" not in shipped_models():
+        pytest.skip("no model is shipped yet")
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--prompt", "One", "--seed", "1", "--min_p", "0.1"]) == 0
+    assert capsys.readouterr().out.startswith("One ")
+    assert main(["evaluate", "--tales", "50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["over_floor"] < 1.1 and found["way"] > 0.9 and found["tales"]["consistent"] > 10
+
+
 # --- runs ----------------------------------------------------------------------------------------------------
 
 

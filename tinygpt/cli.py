@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['GUIDE', 'COMMANDS', 'nearest', 'Parser', 'whole', 'number', 'split_overrides', 'fields_help', 'recipes_help',
-           'Chosen', 'choose_model', 'do_data', 'train_and_show', 'report_run', 'floor_lines', 'do_train',
-           'run_command', 'one_line', 'main', 'terminal']
+           'Chosen', 'choose_model', 'do_data', 'train_and_show', 'report_run', 'floor_lines', 'check_tokenizer',
+           'do_train', 'run_command', 'one_line', 'main', 'terminal']
 
-# %% ../nbs/23_cli.ipynb #487fff8c
+# %% ../nbs/23_cli.ipynb #1c77fc77
 GUIDE = """\
 tinygpt: train a small language model, watch it learn, and use it
 
   tinygpt demo                      train on the Tales in a few minutes, then tell stories
   tinygpt data                      what texts there are; prepare one; write more tales
   tinygpt train --recipe tales      train by a recipe; every field can be changed
-  tinygpt generate --prompt "One"   let a trained model continue a text
+  tinygpt generate --prompt "One"   let a model continue a text; without a run of yours, the one that is shipped
   tinygpt evaluate runs/tales       how far a model is from perfect
   tinygpt checkpoints runs/tales    what a run has saved; which checkpoint is the best
   tinygpt profile --recipe tales    what a model costs, before it is trained
@@ -24,11 +24,12 @@ tinygpt: train a small language model, watch it learn, and use it
   tinygpt --version
 """
 
-# %% ../nbs/23_cli.ipynb #0730971c
+# %% ../nbs/23_cli.ipynb #01a9f715
 import argparse
 import contextlib
 import difflib
 import io
+import json
 import os
 import re
 import shlex
@@ -49,7 +50,7 @@ def nearest(
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
-# %% ../nbs/23_cli.ipynb #81f416e2
+# %% ../nbs/23_cli.ipynb #ede8afcd
 class Parser(argparse.ArgumentParser):
     "Reads the options of a command: examples in its help, errors in one line with the nearest right name."
 
@@ -58,27 +59,28 @@ class Parser(argparse.ArgumentParser):
             prog=f"tinygpt {name}",
             description=description,
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
             allow_abbrev=False,
         )
 
     def error(self, message: str):
         if message.endswith("expected one argument"):
             option = message.split()[1].rstrip(":")
-            message = f"{option} needs a value (one that begins with a dash is written {option}=-5)"
+            after = self.words[self.words.index(option) + 1 :][:1]
+            dash = after and after[0] not in self.options
+            message = f"{option} needs a value" + (f"; one that begins with a dash is written {option}={after[0]}" if dash else "")
         raise ValueError(f"{self.prog.removeprefix('tinygpt ')}: {message.removeprefix('argument ')}")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         "The values of all options. Raises ValueError for an unknown option, a missing or a wrong value."
-        options = [option for action in self._actions for option in action.option_strings]
-        words = []
+        self.options, self.words = [option for action in self._actions for option in action.option_strings], []
         for word in argv:  # --max-new-tokens is as good as --max_new_tokens
             name, equals, value = word.partition("=")
             known = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-            words.append(known + equals + value if known in options else word)
-        args, unknown = self.parse_known_args(words)
+            self.words.append(known + equals + value if known in self.options else word)
+        args, unknown = self.parse_known_args(self.words)
         for word in unknown:
-            hint = nearest(word.split("=")[0], options) if word.startswith("-") else "; see --help"
+            hint = nearest(word.split("=")[0], self.options) if word.startswith("-") else "; see --help"
             self.error(f"unknown argument {word!r}{hint}")
         return args
 
@@ -115,7 +117,7 @@ def split_overrides(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"{word} needs a value: {word} VALUE")
     return found, rest
 
-# %% ../nbs/23_cli.ipynb #31512701
+# %% ../nbs/23_cli.ipynb #6caec3e2
 def fields_help() -> str:
     "Every field of a configuration with its default and the comment beside it in the source."
     import dataclasses
@@ -134,7 +136,9 @@ def fields_help() -> str:
             kind = type_in_words(types[name][0])
             choices = kind if kind.startswith("one of") else ""
             says = ": ".join(filter(None, (comments.get(f.name), choices)))
-            lines.append(f"  {'--' + name:26} {says} [{getattr(value, f.name)}]")
+            default = getattr(value, f.name)
+            shown = default if isinstance(default, str | tuple) else json.dumps(default)  # as YAML writes it: null, true
+            lines.append(f"  {'--' + name:26} {says} [{shown}]")
     return "\n".join(lines)
 
 
@@ -142,7 +146,7 @@ def recipes_help() -> str:
     "Every recipe with the first line of its file."
     from tinygpt.runs import recipes
 
-    first = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(". ")[0]
+    first = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(". ")[0].rstrip(":")
              for name, path in recipes().items()}
     return "\n".join(f"  {name:18} {line}" for name, line in first.items())
 
@@ -339,7 +343,18 @@ def floor_lines(
         f"  {found['bits_per_tale']:6.2f}  bits above the floor per tale"
     )
 
-# %% ../nbs/23_cli.ipynb #e470749d
+# %% ../nbs/23_cli.ipynb #8c3aaa57
+def check_tokenizer(
+    data,  # a DataConfig
+    recipe: Path | None,  # the file that asks for this tokenizer; None: the command line does
+) -> None:
+    "Raises FileNotFoundError for a tokenizer that is not there, with what to do about it."
+    trained, prepared = data.tokenizer in ("char", "byte", "bpe"), Path(data.source, "dataset.json").is_file()
+    if not trained and not prepared and not Path(data.tokenizer).exists():
+        remedy = f"{recipe} says where it comes from" if recipe else "give one of these, or the path of a saved one"
+        raise FileNotFoundError(f"train: data.tokenizer={data.tokenizer!r} is neither char, byte, bpe nor a file; {remedy}")
+
+
 def do_train(argv: Sequence[str]) -> int:
     "Train by a recipe, or go on with a run."
     parser = Parser("train", "Train a model by a recipe: a YAML file whose every field can be changed here.", """
@@ -357,6 +372,7 @@ def do_train(argv: Sequence[str]) -> int:
     add("--print_config", action="store_true", help="print the complete configuration and stop")
     add("--no_samples", action="store_true", help="do not write samples while training")
     if {"-h", "--help"} & set(argv):
+        parser.usage = "tinygpt train [--recipe RECIPE | --resume RUN] [--print_config] [--no_samples] [--SECTION.FIELD VALUE ...]"
         parser.epilog += "\n\nrecipes:\n" + recipes_help()
         parser.epilog += "\n\nfields, with their defaults before the recipe:" + fields_help()
     overrides, rest = split_overrides(argv)
@@ -372,6 +388,7 @@ def do_train(argv: Sequence[str]) -> int:
         if args.print_config:
             print(runs.config_to_yaml(config), end="")
             return 0
+        check_tokenizer(config.data, None if "data.tokenizer" in overrides else runs.recipes().get(args.recipe, args.recipe))
         path = train_and_show(config, samples=not args.no_samples)
     print(report_run(path))
     return 0

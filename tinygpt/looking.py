@@ -127,7 +127,7 @@ def consistency_lines(found: Consistency, how: str = "") -> str:
         "place and count holds to the last full stop" + (f". The others first fail at: {reasons}" if reasons else "")
     )
 
-# %% ../nbs/23b_looking.ipynb #4349a096
+# %% ../nbs/23b_looking.ipynb #1be2cc0d
 def cases_named(name: str) -> list[Case]:
     "The cases of a YAML file, or those that come with a shipped corpus. Raises what `read_cases` raises."
     if name not in shipped_names() and not Path(name).exists():
@@ -151,7 +151,6 @@ def measure_model(
     text = validation_text(chosen, config, tokenizer) if source is None else source
     name = source or config.data.source
     found = evaluate_text(model, tokenizer, text, stride, max_docs=max_docs)
-    step = int(chosen.checkpoint.name.removeprefix("step_")) if chosen.checkpoint.name.startswith("step_") else None
     facts = {
         "model": chosen.name, "checkpoint": chosen.checkpoint.name, "text": name, "bits_per_byte": found.bits_per_byte,
         "interval": found.interval if len(found.per_document) > 1 else None, "loss": found.loss, "perplexity": found.perplexity,
@@ -159,6 +158,9 @@ def measure_model(
     }
     what = f"{source}" if source else f"its validation text ({name})"
     lines = [f"{chosen.name}, {chosen.checkpoint.name}, on {what}:", str(found)]
+    T = model.cfg.context_length
+    if max(doc.n_tokens for doc in found.per_document) > T and stride != T:
+        lines.append(f"  (windows of {T} tokens that move on by {stride or max(1, T // 2)}; training validates without overlap)")
     rungs = rungs_of(name, found)
     if rungs:
         facts |= {"floor": rungs.floor, "trigram": rungs.trigram} | rungs.figures(found.bits_per_byte)
@@ -175,7 +177,7 @@ def measure_model(
         lines += ["", consistency_lines(told, f", told with min_p {TELLING['min_p']}")]
     return facts, "\n".join(lines)
 
-# %% ../nbs/23b_looking.ipynb #09b56284
+# %% ../nbs/23b_looking.ipynb #e854111e
 def do_evaluate(argv: Sequence[str]) -> int:
     "Measure a trained model."
     parser = Parser("evaluate", "How many bits per byte a model needs for a text, and how far that is from perfect.", """
@@ -185,7 +187,7 @@ def do_evaluate(argv: Sequence[str]) -> int:
         tinygpt evaluate runs/tales book.txt --stride 32  another text, with more overlap
     """)
     add = parser.add_argument
-    add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest in runs/]")
+    add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest in runs/, else the shipped one]")
     add("text", nargs="?", metavar="TEXT", help="a file, a folder, a corpus [what the model was validated on]")
     add("--cases", metavar="FILE", help="a case file, or tales for the one that is shipped")
     add("--tales", type=whole, default=0, metavar="N", help="also write N tales and check each for consistency")
@@ -198,13 +200,15 @@ def do_evaluate(argv: Sequence[str]) -> int:
     for name, least in (("tales", 0), ("stride", 1), ("max_docs", 1), ("seed", 0)):
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"evaluate: --{name} {value} must be {least} or more")
+    if args.model and args.text is None and Path(args.model).is_file():
+        raise ValueError(f"evaluate: {args.model} is a file, not a run; name the run before it: tinygpt evaluate RUN {args.model}")
     cases, chosen = cases_named(args.cases) if args.cases else [], choose_model(args.model)
     facts, words = measure_model(chosen, args.text, cases, args.tales, args.seed, args.stride, args.max_docs, args.device)
     chosen.say()
     print(json.dumps(facts) if args.json else words)
     return 0
 
-# %% ../nbs/23b_looking.ipynb #60a90129
+# %% ../nbs/23b_looking.ipynb #9dc3e73c
 def do_checkpoints(argv: Sequence[str]) -> int:
     "List what runs have saved, or rank it on cases."
     parser = Parser("checkpoints", "What runs have saved: step, bits per byte, size, age; or which is best on cases.", """
@@ -213,7 +217,7 @@ def do_checkpoints(argv: Sequence[str]) -> int:
         tinygpt checkpoints runs/tales --cases tales      rank them on the shipped cases
     """)
     add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="a run, or the name of a shipped model [the latest in runs/]")
+    add("runs", nargs="*", metavar="RUN", help="a run, or the name of a shipped model [the latest in runs/, else the shipped one]")
     add("--cases", metavar="FILE", help="rank on a case file, or on tales, the shipped one")
     args = parser.parse(argv)
     cases = cases_named(args.cases) if args.cases else []
@@ -231,7 +235,7 @@ def do_checkpoints(argv: Sequence[str]) -> int:
     print("\n\n".join(f"{name}:\n" + as_table(list_checkpoints(place), columns) for name, place in places.items()))
     return 0
 
-# %% ../nbs/23b_looking.ipynb #1c0cdbd2
+# %% ../nbs/23b_looking.ipynb #fcbabc42
 def configuration_of(
     what: str | None,  # a run, a checkpoint, a shipped model, a preset, a recipe, a YAML file; None: the recipe tales
     recipe: str | None = None,  # or a recipe by name
@@ -244,7 +248,8 @@ def configuration_of(
     if what in PRESETS:
         return f"preset {what}", make_config(config_to_dict(TrainConfig(model=PRESETS[what])) | overrides)
     if not Path(what).exists() and what not in shipped_models():
-        raise FileNotFoundError(f"profile: there is no {what!r}{nearest(what, dict.fromkeys([*PRESETS, *recipes(), *shipped_models()]))}")
+        runs = [str(path.parent) for path in Path("runs").glob("*/config.yaml")]
+        raise FileNotFoundError(f"profile: there is no {what!r}{nearest(what, dict.fromkeys([*PRESETS, *recipes(), *runs]))}")
     if (Path(what) / "config.yaml").is_file():  # also one that has no checkpoint yet
         config = config_to_dict(read_run_config(Path(what)))
     else:
@@ -343,7 +348,7 @@ def measure_speed(
         torch.set_num_threads(before)
     return steps * ids[:, 1:].numel() / took, f"{where}, batches of {n} x {cfg.context_length}"
 
-# %% ../nbs/23b_looking.ipynb #6b8baee7
+# %% ../nbs/23b_looking.ipynb #ee5ec1f0
 def do_profile(argv: Sequence[str]) -> int:
     "What a model costs, before it is trained."
     parser = Parser("profile", "What a model costs before it is trained: parameters, operations, memory; and how fast it goes here.", """
@@ -353,6 +358,7 @@ def do_profile(argv: Sequence[str]) -> int:
         tinygpt profile --recipe tinystories --model.n_layers 12 --data.batch_size 16
     """)
     add = parser.add_argument
+    parser.usage = "tinygpt profile [WHAT | --recipe RECIPE] [--measure] [--SECTION.FIELD VALUE ...]"
     add("what", nargs="?", metavar="WHAT", help=f"a run, a checkpoint, a recipe, or a preset: {', '.join(PRESETS)} [tales]")
     add("--recipe", help="a recipe's name or a YAML file")
     add("--measure", action="store_true", help="also train for some seconds, and say how fast it goes")

@@ -148,7 +148,7 @@ def converse(
                 raise
             print()
 
-# %% ../nbs/23c_telling.ipynb #bf19e2c5
+# %% ../nbs/23c_telling.ipynb #c3509993
 def do_generate(argv: Sequence[str]) -> int:
     "Let a trained model write."
     parser = Parser("generate", "Let a trained model continue a text, or write one from its beginning.", r"""
@@ -159,7 +159,7 @@ def do_generate(argv: Sequence[str]) -> int:
         tinygpt generate runs/tales --interactive
     """)
     add = parser.add_argument
-    add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest in runs/]")
+    add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest in runs/, else the shipped one]")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="the text to continue [none: a text from its beginning]")
     source.add_argument("--prompts", metavar="FILE", help='many: one a line, or JSON lines with a "prompt"; - is stdin')
@@ -205,14 +205,15 @@ def do_generate(argv: Sequence[str]) -> int:
         print(f"(again with --seed {seed})", file=sys.stderr)
     return 0
 
-# %% ../nbs/23c_telling.ipynb #fcbe439e
+# %% ../nbs/23c_telling.ipynb #cdc57cd2
 def do_demo(argv: Sequence[str]) -> int:
     "Train on the Tales, then tell stories."
     parser = Parser("demo", "Train a small transformer on the Tales, watch it learn, and hear its stories.", """
         tinygpt demo
         tinygpt demo --minutes 1            shorter, and the stories are worse
-        tinygpt demo --model.n_layers 4     every field of the recipe can be changed
+        tinygpt demo --model.n_layers 4     every field of the recipe can be changed (tinygpt train --help lists them)
     """)
+    parser.usage = "tinygpt demo [--minutes M] [--tales N] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("--minutes", type=number, default=4.5, metavar="M",
                         help="how long to train: the number of steps follows from it [4.5]")
     parser.add_argument("--tales", type=whole, default=200, metavar="N",
