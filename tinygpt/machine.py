@@ -38,7 +38,7 @@ def pick_device(
         raise ValueError(f"run.device={name!r} is not on this machine, which has {there}; use auto")
     return torch.device(name)
 
-# %% ../nbs/07c_machine.ipynb #84a4aeef
+# %% ../nbs/07c_machine.ipynb #51591ae4
 def device_error(
     device: torch.device,
 ) -> float:
@@ -63,7 +63,10 @@ def trusted_device(
     name: str = "auto",  # as for `pick_device`
     progress=None,  # a Progress, told when a device is passed over
 ) -> torch.device:
-    "The device of a run, after a check that it computes right. Raises ValueError for one by name that is not there or does not."
+    """The device of a run, after a check that it computes right.
+
+    Raises ValueError for a device given by name that is not there, or fails the check.
+    """
     device = pick_device(name)
     if device.type == "cpu" or (error := device_error(device)) < 1e-3:
         return device
@@ -185,7 +188,7 @@ def describe_needs(config: TrainConfig, device: torch.device) -> str:
         text += "\nwarning: this may not fit; cut the batch (optim.accumulate), or set run.gradient_checkpointing"
     return text
 
-# %% ../nbs/07c_machine.ipynb #0eb1367c
+# %% ../nbs/07c_machine.ipynb #11ef1e28
 def fastest_threads(
     model: GPT,  # its gradients are cleared
     batch: Batch,
@@ -217,7 +220,8 @@ def fit_machine(
 ) -> TrainConfig:
     "A configuration with the number of threads and of steps that suit this machine, where it leaves them open."
     run, optim = config.run, config.optim
-    if next(model.parameters()).device.type != "cpu" or not (run.fit_minutes or run.n_threads == 0 and optim.steps >= 300):
+    on_cpu, is_long = next(model.parameters()).device.type == "cpu", run.n_threads == 0 and optim.steps >= 300
+    if not on_cpu or not (run.fit_minutes or is_long):
         return config
     threads, seconds = fastest_threads(model, batch)
     steps = max(100, int(60 * run.fit_minutes * 0.8 / seconds)) if run.fit_minutes else optim.steps

@@ -186,10 +186,10 @@ def type_in_words(kind: type) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a section of its own"}
     return words.get(kind, str(kind))
 
-# %% ../nbs/07b_runs.ipynb #55cf93fc
+# %% ../nbs/07b_runs.ipynb #c6e9d0a8
 ELSEWHERE = {  # what other programs call it
-    "learning_rate": "optim.lr", "max_iters": "optim.steps", "max_steps": "optim.steps", "warmup_iters": "optim.warmup_steps",
-    "gradient_accumulation_steps": "optim.accumulate", "block_size": "model.context_length", "n_embd": "model.d_model",
+    "learning_rate": "optim.lr", "max_iters": "optim.steps", "max_steps": "optim.steps",
+    "warmup_iters": "optim.warmup_steps", "gradient_accumulation_steps": "optim.accumulate", "block_size": "model.context_length", "n_embd": "model.d_model",
     "hidden_size": "model.d_model", "num_layers": "model.n_layers", "num_heads": "model.n_heads",
 }
 
@@ -523,7 +523,7 @@ def read_run_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path / 'config.yaml'}: cut short, its end mark is missing; restore it")
     return read_config(path / "config.yaml")
 
-# %% ../nbs/07b_runs.ipynb #3a3813e4
+# %% ../nbs/07b_runs.ipynb #027421bd
 def pack_run(
     run_dir: str | Path,
     out_dir: str | Path,  # must not exist yet

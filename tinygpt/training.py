@@ -7,7 +7,7 @@ __all__ = ['bits_per_byte_per_nat', 'validate', 'make_tokenizer', 'prepare_token
            'create_run', 'Run', 'run_data', 'open_run', 'Progress', 'ProgressBar', 'read_metrics', 'corpus_rungs',
            'plot_run', 'draw_summary', 'resume', 'train']
 
-# %% ../nbs/08_training.ipynb #8228ad4e
+# %% ../nbs/08_training.ipynb #8f3c3280
 import json
 import math
 import os
@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -156,7 +157,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #c5f06513
+# %% ../nbs/08_training.ipynb #29a8b9a7
 def _free_directory(config: TrainConfig) -> Path:
     "Where a new run goes. Raises ValueError if something is there."
     if config.run.out_dir is None:
@@ -191,7 +192,7 @@ def create_run(
     """
     out = _free_directory(config)
     if config.run.tensorboard and find_spec("tensorboard") is None:
-        raise ValueError("run.tensorboard=True needs a package that is not here; pip install tensorboard, or leave it out")
+        raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
     with _StopRequests(at_once=True), whole_directory(out) as part, _named_as(out, part):
         own = Path(config.data.source, "dataset.json").is_file()  # prepared before, used where it lies
         data_dir = Path(config.data.source).resolve() if own else part / "data"
@@ -218,7 +219,7 @@ def create_run(
         (part / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     return out
 
-# %% ../nbs/08_training.ipynb #21eab3cd
+# %% ../nbs/08_training.ipynb #3605c9d1
 @dataclass
 class Run:
     "A run directory, opened: what it was told, and where it stands."
@@ -240,6 +241,10 @@ class Run:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def safe(self) -> str:
+        "For messages: what is not lost."
+        return f"it keeps its last good checkpoint, step {self.saved}" if self.saved else "it has no checkpoint yet"
+
     def facts(self) -> dict:
         "What a checkpoint says beside weights and optimizers."
         return {
@@ -254,7 +259,7 @@ def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[Tok
     data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
     return TokenDataset(data_dir / "train", tokenizer), TokenDataset(data_dir / "val", tokenizer)
 
-
+# %% ../nbs/08_training.ipynb #180c1e8e
 def _restore(run: Run, checkpoint: Path) -> None:
     "Bring a run to where a checkpoint left it. Raises ValueError or FileNotFoundError."
     others = [path.name for path in checkpoint_dirs(run.path) if path != checkpoint]
@@ -287,7 +292,8 @@ def open_run(
     config = config or before
     train_set, val_set = run_data(path, config, tokenizer)
     if config.model.vocab_size != tokenizer.vocab_size:
-        raise ValueError(f"{path}: model.vocab_size={config.model.vocab_size} is not its tokenizer's {tokenizer.vocab_size}")
+        found = f"model.vocab_size={config.model.vocab_size}"
+        raise ValueError(f"{path}: {found} is not the {tokenizer.vocab_size} of its tokenizer; restore it")
     device = trusted_device(config.run.device, progress)
     if progress is not None:
         progress.say(describe_needs(config, device))
@@ -412,7 +418,22 @@ def _rewind(run: Run) -> None:
         kept = [p for p in parts if (found := re.match(r"## step (\d+)\n", p)) and int(found[1]) <= run.step]
         write_atomically(samples, "".join(kept))
 
-# %% ../nbs/08_training.ipynb #edd1bbb4
+# %% ../nbs/08_training.ipynb #0460a2ad
+class _Fault(NamedTuple):
+    index: int  # of the first step that is not fine; their number where all are
+    what: str = ""
+
+
+def _fault(losses: list[float], norms: list[float], skips: bool) -> _Fault:
+    "The first loss or gradient that is no number; float16 leaves out steps whose gradient overflows."
+    for i, (loss, norm) in enumerate(zip(losses, norms)):
+        if not math.isfinite(loss):
+            return _Fault(i, f"loss is {loss}")
+        if not (math.isfinite(norm) or skips):
+            return _Fault(i, "gradient is infinite or no longer a number")
+    return _Fault(len(losses))
+
+# %% ../nbs/08_training.ipynb #d5bbd3dc
 class _Observer:
     "What happens between the steps: metrics, validation, samples, checkpoints."
 
@@ -445,21 +466,19 @@ class _Observer:
     def log(self) -> None:
         "One line of metrics for each step since the last call. Raises FloatingPointError for NaN and infinity."
         losses, norms = torch.stack(self.losses + self.norms).view(2, -1).tolist()
-        rows, first = [], self.run.step - len(losses) + 1
-        for i, loss, norm, others in zip(range(first, first + len(losses)), losses, norms, self.others):
-            fine = math.isfinite(norm)
-            if not math.isfinite(loss) or not (fine or self.run.scaler.on):  # float16 leaves such a step out
-                self.write(*rows)
-                what = f"loss is {loss}" if not math.isfinite(loss) else "gradient is infinite or no longer a number"
-                kept = f"keeps its last good checkpoint, step {self.run.saved}" if self.run.saved else "has no checkpoint yet"
-                raise FloatingPointError(
-                    f"train: the {what} at step {i}; {self.run.path} {kept}; start again with a lower optim.lr or a "
-                    "longer optim.warmup_steps"
-                )
-            bits = loss * self.to_bits
-            rows.append({"step": i, "loss": loss, "bits_per_byte": bits, "grad_norm": norm if fine else None} | others)
+        fault, first = _fault(losses, norms, self.run.scaler.on), self.run.step - len(losses) + 1
+        rows = [
+            {"step": i, "loss": loss, "bits_per_byte": loss * self.to_bits,
+             "grad_norm": norm if math.isfinite(norm) else None} | others
+            for i, loss, norm, others in zip(range(first, first + fault.index), losses, norms, self.others)
+        ]
         self.write(*rows)
-        self.run.bits = bits
+        if fault.what:
+            raise FloatingPointError(
+                f"train: the {fault.what} at step {first + fault.index}; {self.run.safe()}; start again with a lower "
+                "optim.lr or a longer optim.warmup_steps"
+            )
+        self.run.bits = rows[-1]["bits_per_byte"]
         mean, speed = sum(losses) / len(losses), self.n_tokens / (time.perf_counter() - self.since)
         row = {"step": self.run.step, "loss": mean, "bits_per_byte": mean * self.to_bits}
         self.progress.metrics(row | {"tokens_per_s": speed})
@@ -525,7 +544,7 @@ def corpus_rungs(data: DataConfig) -> Rungs | None:
     own = data.source in shipped_names() and data.val_source is None and data.val_frac is None
     return load_rungs(data.source) if own else None
 
-# %% ../nbs/08_training.ipynb #1b772af0
+# %% ../nbs/08_training.ipynb #a8ba303a
 def plot_run(
     run_dir: str | Path,
     rungs: Rungs | None = None,  # None: those of its corpus, if they are known
@@ -547,7 +566,8 @@ def plot_run(
         top.plot(column(checks, "step"), column(checks, "val_bits_per_byte"), "o-", ms=4, lw=1, label="validation")
         for name in ("unigram", "bigram", "trigram", "floor") if rungs else ():
             top.axhline(getattr(rungs, name), color="0.4", ls=":", lw=1)
-            top.annotate(name, (1, getattr(rungs, name)), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right")
+            where = dict(xycoords=("axes fraction", "data"), va="bottom", ha="right")
+            top.annotate(name, (1, getattr(rungs, name)), fontsize=8, **where)
         top.set(ylabel="bits per byte", yscale="log", title=Path(run_dir).name)
         top.legend()
         middle.plot(x, column(steps, "lr"))
@@ -607,7 +627,7 @@ def _loop(run: Run, observer: _Observer, stop: _StopRequests) -> None:
         if ending:
             return
 
-# %% ../nbs/08_training.ipynb #b0409d4c
+# %% ../nbs/08_training.ipynb #934029ef
 @contextmanager
 def _explained(run: Run) -> Iterator[None]:
     "What a disk refuses is said in one line, with what is safe. Raises OSError."
@@ -617,8 +637,7 @@ def _explained(run: Run) -> Iterator[None]:
         raise
     except OSError as error:
         why = error.strerror.lower() if error.strerror else str(error).split("cannot be written: ")[-1]
-        safe = f"keeps its last good checkpoint, step {run.saved}" if run.saved else "has no checkpoint yet"
-        raise OSError(f"{run.path}: cannot be written at step {run.step}: {why}; it {safe}") from None
+        raise OSError(f"{run.path}: cannot be written at step {run.step}: {why}; {run.safe()}") from None
 
 
 @contextmanager
@@ -640,7 +659,7 @@ def _alone(run_dir: Path, n_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
         lock.release()
 
-
+# %% ../nbs/08_training.ipynb #310a73d2
 def resume(
     run_dir: str | Path,
     sample: Callable[[GPT, Tokenizer], str] | None = None,  # what the model writes now
