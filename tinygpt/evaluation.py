@@ -500,7 +500,7 @@ def case_kind(turns: Sequence[Turn], i: int) -> str | None: # None: nothing to a
     if any(t.words.removeprefix("the ") in turn.words for t in news):
         return {"place": "who is where", "toy": "who has the toy", "pet": "where the pet is"}[turn.kind]
 
-# %% ../nbs/09_evaluation.ipynb #ce8672d2
+# %% ../nbs/09_evaluation.ipynb #4f2d1bcb
 def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> Case:
     "The case at choice i of a tale: the text up to there, what this world may say next, and what it would not."
     turns, text, turn = teller.turns, teller.text, teller.turns[i]
@@ -508,9 +508,11 @@ def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> C
     gap = text[len(prompt) : turn.start] # a space goes with the word after it
     if len(turn.options) > 1: return Case(kind=kind, prompt=prompt, allowed=tuple(gap + o for o in turn.options))
     end, after = turn.start + len(turn.words), turns[i + 1] if i + 1 < len(turns) else None
+    # One word more if it is certain, for "six" begins "sixteen": no choice may begin right where the answer ends.
     sure = turn.words[-1].isalnum() and not (after and after.start == end and len(after.options) > 1)
-    tail = re.match(r"\s?\S*", text[end:])[0] if sure else "" # one word more if it is certain: "six" begins "sixteen"
+    tail = re.match(r"\s?\S*", text[end:])[0] if sure else ""
     right, rejected = gap + turn.words + tail, []
+    # Wrong is only what the world refuses to read on: another history may give an answer that fits this one too.
     for wrong in (gap + answer + tail for answer in retold_answers(turns, i, 100, rng, words)):
         overlaps = any(a.startswith(wrong) or wrong.startswith(a) for a in [right, *rejected])
         if not overlaps and not can_begin(prompt + wrong, words): rejected.append(wrong)
@@ -529,7 +531,7 @@ def tale_cases(
         for i in range(len(teller.turns)): places[case_kind(teller.turns, i)].append(i)
         asked = [kind for kind in CASE_KINDS if places[kind] and len(found[kind]) < n_each]
         if asked:
-            kind = min(asked, key=lambda kind: len(found[kind]))
+            kind = min(asked, key=lambda kind: len(found[kind])) # what is rarest so far
             if kind == "how a tale closes" and len(found[kind]) % 3 == 2: # after its last full stop a tale is over
                 case = Case(kind=kind, prompt=teller.text, expected=EOT, rejected=(" In", " One"))
             else: case = make_case(teller, rng.choice(places[kind]), rng, words)
