@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'device_error', 'trusted_device', 'precision', 'LossScaler', 'backward', 'memory_needed', 'memory_free',
-           'describe_needs', 'fastest_threads', 'fit_machine']
+           'describe_needs', 'fastest_threads', 'fit_machine', 'compiled_loss']
 
 # %% ../nbs/07c_machine.ipynb #64391ef0
 import math
@@ -228,3 +228,19 @@ def fit_machine(
     if progress is not None:
         progress.say(f"{run.n_threads or threads} of {torch.get_num_threads()} processor threads, {steps:,} steps")
     return replace(config, run=replace(run, n_threads=run.n_threads or threads), optim=replace(optim, steps=steps))
+
+# %% ../nbs/07c_machine.ipynb #52af1a0c
+def compiled_loss(model: GPT) -> Callable[..., Tensor]:
+    "`model.loss`, compiled at its first call. That call raises ValueError where nothing can be compiled."
+    compiled = torch.compile(model.loss)
+
+    def loss(*args) -> Tensor:
+        try:
+            return compiled(*args)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"run.compile=True does not work here ({why}); set it to false, and go on") from None
+
+    return loss

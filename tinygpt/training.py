@@ -30,12 +30,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-# %% ../nbs/08_training.ipynb #19ab29aa
+# %% ../nbs/08_training.ipynb #9735ea32
 from tinygpt.data import (
     Batch, RandomWindows, ShuffledWindows, TokenDataset, WholeDocuments, documents, eval_batches, prepare,
     read_json, shipped_names, write_json,
 )
-from .machine import LossScaler, backward, describe_needs, fit_machine, pick_device, precision, trusted_device
+from tinygpt.machine import (
+    LossScaler, backward, compiled_loss, describe_needs, fit_machine, pick_device, trusted_device,
+)
 from .model import GPT
 from .optim import clip_grad_norm, make_optimizer
 from tinygpt.runs import (
@@ -589,13 +591,13 @@ def draw_summary(run_dir: Path) -> None:
         plot_run(run_dir).savefig(part, format="png", dpi=120)
         os.replace(part, run_dir / "summary.png")
 
-# %% ../nbs/08_training.ipynb #1ce41a9c
+# %% ../nbs/08_training.ipynb #f532bc89
 def _loop(run: Run, observer: _Observer, stop: _StopRequests) -> None:
     "The training loop: a batch, its loss, its gradient, a step; now and then a look at how it goes."
     model, config, scaler, device = run.model, run.config, run.scaler, run.device
     optim, settings = config.optim, config.run
     batches, params = make_batches(config, run.train_set), list(model.parameters())
-    loss_of = torch.compile(model.loss) if settings.compile else model.loss
+    loss_of = compiled_loss(model) if settings.compile else model.loss
     rhythms = (settings.log_every, settings.eval_every, settings.sample_every, settings.checkpoint_every)
     deadline = time.monotonic() + 60 * (settings.max_minutes or math.inf)
     model.train()
