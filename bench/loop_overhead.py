@@ -4,7 +4,7 @@
 
 The bare loop does nothing but forward, backward and the optimizer's step, on batches that were made before. Ours is
 `tinygpt.training.resume` as everyone calls it: it makes its batches, sets the rate and the seed, clips, collects the
-metrics and writes them, and checks for requests to stop. Both train the same model with the same fused AdamW in one
+metrics and writes them (in every turn), and checks for requests to stop. Both train the same model with the same fused AdamW in one
 process, in turns of a few steps, and the median over the turns is taken. With one thread, processor time is counted.
 """
 
@@ -25,8 +25,8 @@ from tinygpt import training
 
 BOUND = 0.97
 SIZES = {  # layers, width, heads, sequences per step, steps in a turn, turns
-    "4 layers of 128": (4, 128, 4, 32, 10, 20),
-    "6 layers of 384": (6, 384, 6, 12, 2, 15),
+    "4 layers of 128": (4, 128, 4, 32, 5, 20),
+    "6 layers of 384": (6, 384, 6, 12, 2, 10),
 }
 
 
@@ -64,7 +64,7 @@ def measure(folder: Path, name: str, n_threads: int) -> tuple[float, float, floa
         "data": {"source": str(folder / "text.txt"), "tokenizer": "char", "batch_size": batch_size, "val_frac": 0.1},
         "model": {"n_layers": n_layers, "d_model": d_model, "n_heads": n_heads, "context_length": 64},
         "optim": {"steps": n_steps * (n_turns + 1)},
-        "run": {"out_dir": str(folder / name.replace(" ", "_")), "device": "cpu", "n_threads": n_threads, "log_every": 10,
+        "run": {"out_dir": str(folder / name.replace(" ", "_")), "device": "cpu", "n_threads": n_threads, "log_every": n_steps,
                 "eval_every": 10**6, "eval_docs": 1, "sample_every": 0, "checkpoint_every": 10**6},
     })  # fmt: skip
     run_dir = training.create_run(config)

@@ -50,11 +50,13 @@ def nearest(
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
-# %% ../nbs/23_cli.ipynb #ede8afcd
+# %% ../nbs/23_cli.ipynb #e96b49a2
 class Parser(argparse.ArgumentParser):
     "Reads the options of a command: examples in its help, errors in one line with the nearest right name."
 
-    def __init__(self, name: str, description: str, examples: str):
+    def __init__(self, name: str, description: str, examples: str, fields: bool = False):
+        "With `fields`, the fields of a configuration are options as well."
+        self.fields = fields
         super().__init__(
             prog=f"tinygpt {name}",
             description=description,
@@ -80,9 +82,20 @@ class Parser(argparse.ArgumentParser):
             self.words.append(known + equals + value if known in self.options else word)
         args, unknown = self.parse_known_args(self.words)
         for word in unknown:
-            hint = nearest(word.split("=")[0], self.options) if word.startswith("-") else "; see --help"
+            hint = self.hint(word.split("=")[0]) if word.startswith("-") else "; see --help"
             self.error(f"unknown argument {word!r}{hint}")
         return args
+
+    def hint(self, word: str) -> str:
+        "What was probably meant: --steps is --optim.steps."
+        meant = {option: option for option in self.options}
+        if self.fields:
+            from tinygpt.runs import ELSEWHERE, config_fields
+
+            fields = {name.split(".")[1]: name for name in config_fields()} | ELSEWHERE
+            meant |= {f"--{key}": f"--{name}" for key, name in fields.items()}
+        near = difflib.get_close_matches(word, meant, n=1, cutoff=0.6)
+        return f"; did you mean {meant[near[0]]}?" if near else nearest(word, self.options)
 
 
 def whole(text: str) -> int:
@@ -271,7 +284,7 @@ def _more_tales(args: argparse.Namespace) -> int:
         print(f"{tale.text}\n")
     return 0
 
-# %% ../nbs/23_cli.ipynb #36ea2ba8
+# %% ../nbs/23_cli.ipynb #8cfde149
 def train_and_show(
     config=None,  # of a new run; None: go on with run_dir
     run_dir: Path | None = None,
@@ -312,7 +325,7 @@ def train_and_show(
     try:
         return training.resume(run_dir, sample if samples else None, progress=bar, changes=changes)
     except training.Stopped as stopped:
-        stopped.advice = f"go on with: tinygpt train --resume {run_dir}"
+        stopped.advice = f"go on with: tinygpt train --resume {shlex.quote(str(run_dir))}"
         raise
 
 
@@ -321,13 +334,14 @@ def report_run(path: Path) -> str:
     from tinygpt.runs import find_checkpoint, read_facts, read_run_config
 
     state, config = read_facts(find_checkpoint(path) / "state.json", "tinygpt.checkpoint"), read_run_config(path)
+    name = shlex.quote(str(path))
     most = f" ({config.run.eval_docs:,} documents at most)" if config.run.eval_docs else ""
     return "\n".join([
         f"{path}: best checkpoint at step {state['step']:,}, {state['facts']['bits_per_byte']:.4f} bits per byte "
         f"on its validation text{most}", "",
-        f"  tinygpt generate {path}        let it write",
-        f"  tinygpt evaluate {path}        measure it on the whole text",
-        f"  tinygpt checkpoints {path}     what else was saved",
+        f"  tinygpt generate {name}        let it write",
+        f"  tinygpt evaluate {name}        measure it on the whole text",
+        f"  tinygpt checkpoints {name}     what else was saved",
     ])
 
 # %% ../nbs/23_cli.ipynb #188a871a
@@ -343,7 +357,7 @@ def floor_lines(
         f"  {found['bits_per_tale']:6.2f}  bits above the floor per tale"
     )
 
-# %% ../nbs/23_cli.ipynb #8c3aaa57
+# %% ../nbs/23_cli.ipynb #116569ea
 def check_tokenizer(
     data,  # a DataConfig
     recipe: Path | None,  # the file that asks for this tokenizer; None: the command line does
@@ -365,7 +379,7 @@ def do_train(argv: Sequence[str]) -> int:
         tinygpt train --recipe mine.yaml
         tinygpt train --resume runs/tales
         tinygpt train --resume runs/tales --run.max_minutes 30
-    """)
+    """, fields=True)
     add = parser.add_argument
     add("--recipe", help="a recipe's name or a YAML file [tales]")
     add("--resume", metavar="RUN", help="go on with a run that was stopped, from its last checkpoint")
@@ -416,7 +430,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         command = getattr(import_module(module), function)
     return command(argv)
 
-# %% ../nbs/23_cli.ipynb #57899046
+# %% ../nbs/23_cli.ipynb #40f37706
 def one_line(error: BaseException) -> str:
     "What went wrong, where, in a line."
     text = " ".join(str(error).split()) or type(error).__name__
@@ -437,6 +451,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Idle threads sleep instead of spinning: beside another program, training is several times faster so.
     # It has to be said before torch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a screen that lacks a character shows ? instead of failing
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")
     try:
         if argv[0] in ("-V", "--version"):
             from tinygpt import __version__

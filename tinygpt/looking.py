@@ -348,7 +348,7 @@ def measure_speed(
         torch.set_num_threads(before)
     return steps * ids[:, 1:].numel() / took, f"{where}, batches of {n} x {cfg.context_length}"
 
-# %% ../nbs/23b_looking.ipynb #ee5ec1f0
+# %% ../nbs/23b_looking.ipynb #cef8369c
 def do_profile(argv: Sequence[str]) -> int:
     "What a model costs, before it is trained."
     parser = Parser("profile", "What a model costs before it is trained: parameters, operations, memory; and how fast it goes here.", """
@@ -356,7 +356,7 @@ def do_profile(argv: Sequence[str]) -> int:
         tinygpt profile gpt2-124m                         a preset
         tinygpt profile runs/tales --measure              a run, and its tokens per second on this machine
         tinygpt profile --recipe tinystories --model.n_layers 12 --data.batch_size 16
-    """)
+    """, fields=True)
     add = parser.add_argument
     parser.usage = "tinygpt profile [WHAT | --recipe RECIPE] [--measure] [--SECTION.FIELD VALUE ...]"
     add("what", nargs="?", metavar="WHAT", help=f"a run, a checkpoint, a recipe, or a preset: {', '.join(PRESETS)} [tales]")

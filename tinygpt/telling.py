@@ -205,14 +205,14 @@ def do_generate(argv: Sequence[str]) -> int:
         print(f"(again with --seed {seed})", file=sys.stderr)
     return 0
 
-# %% ../nbs/23c_telling.ipynb #cdc57cd2
+# %% ../nbs/23c_telling.ipynb #29c64a62
 def do_demo(argv: Sequence[str]) -> int:
     "Train on the Tales, then tell stories."
     parser = Parser("demo", "Train a small transformer on the Tales, watch it learn, and hear its stories.", """
         tinygpt demo
         tinygpt demo --minutes 1            shorter, and the stories are worse
         tinygpt demo --model.n_layers 4     every field of the recipe can be changed (tinygpt train --help lists them)
-    """)
+    """, fields=True)
     parser.usage = "tinygpt demo [--minutes M] [--tales N] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("--minutes", type=number, default=4.5, metavar="M",
                         help="how long to train: the number of steps follows from it [4.5]")
