@@ -4,8 +4,9 @@
 
 The bare loop does nothing but forward, backward and the optimizer's step, on batches that were made before. Ours is
 `tinygpt.training.resume` as everyone calls it: it makes its batches, sets the rate and the seed, clips, collects the
-metrics and writes them (in every turn), and checks for requests to stop. Both train the same model with the same fused AdamW in one
-process, in turns of a few steps, and the median over the turns is taken. With one thread, processor time is counted.
+metrics and writes them (in every turn), and checks for requests to stop. Both train the same model with the same
+fused AdamW in one process, in turns of a few steps, and the median over the turns is taken. With one thread,
+processor time is counted.
 """
 
 from __future__ import annotations
