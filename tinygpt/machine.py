@@ -188,7 +188,7 @@ def describe_needs(config: TrainConfig, device: torch.device) -> str:
         text += "\nwarning: this may not fit; cut the batch (optim.accumulate), or set run.gradient_checkpointing"
     return text
 
-# %% ../nbs/07c_machine.ipynb #11ef1e28
+# %% ../nbs/07c_machine.ipynb #074271b5
 def fastest_threads(
     model: GPT,  # its gradients are cleared
     batch: Batch,
@@ -223,7 +223,9 @@ def fit_machine(
     on_cpu, is_long = next(model.parameters()).device.type == "cpu", run.n_threads == 0 and optim.steps >= 300
     if not on_cpu or not (run.fit_minutes or is_long):
         return config
-    threads, seconds = fastest_threads(model, batch)
+    n = -(-len(batch.ids) // optim.accumulate)  # a whole batch may be too much at a time
+    threads, seconds = fastest_threads(model, Batch(*(x if x is None else x[:n] for x in batch)))
+    seconds *= optim.accumulate
     steps = max(100, int(60 * run.fit_minutes * 0.8 / seconds)) if run.fit_minutes else optim.steps
     if progress is not None:
         progress.say(f"{run.n_threads or threads} of {torch.get_num_threads()} processor threads, {steps:,} steps")

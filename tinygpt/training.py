@@ -159,7 +159,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #29a8b9a7
+# %% ../nbs/08_training.ipynb #9a110626
 def _free_directory(config: TrainConfig) -> Path:
     "Where a new run goes. Raises ValueError if something is there."
     if config.run.out_dir is None:
@@ -171,6 +171,12 @@ def _free_directory(config: TrainConfig) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"config: run.out_dir={str(out)!r} exists; name a new one, or go on with --resume {out}")
     return out
+
+
+def _check_tensorboard(config: TrainConfig) -> None:
+    "Raises ValueError if it is asked for and not there."
+    if config.run.tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
 
 
 @contextmanager
@@ -193,8 +199,7 @@ def create_run(
     Raises ValueError or OSError, each in one line, and leaves nothing behind.
     """
     out = _free_directory(config)
-    if config.run.tensorboard and find_spec("tensorboard") is None:
-        raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
+    _check_tensorboard(config)
     with _StopRequests(at_once=True), whole_directory(out) as part, _named_as(out, part):
         own = Path(config.data.source, "dataset.json").is_file()  # prepared before, used where it lies
         data_dir = Path(config.data.source).resolve() if own else part / "data"
@@ -221,7 +226,7 @@ def create_run(
         (part / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
     return out
 
-# %% ../nbs/08_training.ipynb #3605c9d1
+# %% ../nbs/08_training.ipynb #76d788e3
 @dataclass
 class Run:
     "A run directory, opened: what it was told, and where it stands."
@@ -235,7 +240,7 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     scaler: LossScaler
     step: int = 0  # updates done
-    best: dict | None = None  # the best validation so far: step, bits_per_byte
+    best: dict | None = None  # the best validation so far: its step, its bits per byte
     bits: float | None = None  # bits per byte when it was looked at last
     saved: int = 0  # step of the last checkpoint
 
@@ -661,7 +666,7 @@ def _alone(run_dir: Path, n_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
         lock.release()
 
-# %% ../nbs/08_training.ipynb #310a73d2
+# %% ../nbs/08_training.ipynb #957e895c
 def resume(
     run_dir: str | Path,
     sample: Callable[[GPT, Tokenizer], str] | None = None,  # what the model writes now
@@ -676,6 +681,7 @@ def resume(
     """
     path, progress = Path(run_dir), progress or Progress()
     config = make_config(config_to_dict(read_run_config(path)) | dict(changes))
+    _check_tensorboard(config)
     with _alone(path, config.run.n_threads), _StopRequests() as stop:
         run = open_run(path, config, progress)
         with _explained(run):
