@@ -545,6 +545,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                'tinygpt/training.py'),
                                   'tinygpt.training._StopRequests.ask': ('nbs/training.html#_stoprequests.ask', 'tinygpt/training.py'),
                                   'tinygpt.training._alone': ('nbs/training.html#_alone', 'tinygpt/training.py'),
+                                  'tinygpt.training._check_tensorboard': ('nbs/training.html#_check_tensorboard', 'tinygpt/training.py'),
                                   'tinygpt.training._explained': ('nbs/training.html#_explained', 'tinygpt/training.py'),
                                   'tinygpt.training._fault': ('nbs/training.html#_fault', 'tinygpt/training.py'),
                                   'tinygpt.training._free_directory': ('nbs/training.html#_free_directory', 'tinygpt/training.py'),
