@@ -338,10 +338,6 @@ def test_a_shipped_model_by_its_name(run, here, capsys, monkeypatch):
 
 
 def test_the_shipped_model_speaks_without_a_run(tmp_path, monkeypatch, capsys):
-    from tinygpt.runs import shipped_models
-
-    if "tales" not in shipped_models():
-        pytest.skip("no model is shipped yet")
     monkeypatch.chdir(tmp_path)
     assert main(["generate", "--prompt", "One", "--seed", "1", "--min_p", "0.1"]) == 0
     assert capsys.readouterr().out.startswith("One ")
