@@ -34,7 +34,7 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.d_in}, {self.d_out}, bias={self.bias is not None}"
 
-# %% ../nbs/03_layers.ipynb #1da91fb5
+# %% ../nbs/03_layers.ipynb #5f87e831
 class Embedding(nn.Module):
     "One learned vector per token id. Raises ValueError for an id not in the table (on a GPU, CUDA's own error)."
     def __init__(self,
@@ -54,6 +54,11 @@ class Embedding(nn.Module):
         except IndexError: # the look-up notices by itself, so good ids pay nothing for the check
             raise ValueError(f"Embedding: ids {ids.min()} to {ids.max()} leave the table of vocab_size="
                              f"{self.vocab_size}; use the tokenizer the model was made for") from None
+
+    def logits(self, x: Tensor # (..., C)
+    ) -> Tensor: # (..., V)
+        "The table read the other way: how well a vector fits each row."
+        return F.linear(x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.vocab_size}, {self.d_model}"
@@ -165,7 +170,7 @@ class _RMSNorm(torch.autograd.Function):
         length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True) # (..., 1)
         return x32, torch.rsqrt(length.square() / x.shape[-1] + eps)
 
-# %% ../nbs/03_layers.ipynb #b580109b
+# %% ../nbs/03_layers.ipynb #4efc106e
 class RMSNorm(nn.Module):
     "Divide each vector by its root mean square, then scale each feature. arXiv:1910.07467, eq. 4."
     def __init__(self,
@@ -179,7 +184,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor # (..., C)
     ) -> Tensor: # (..., C), computed in float32 or better
         if x.is_cuda or not torch.is_grad_enabled(): # one kernel on a GPU, and the quickest forward alone
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:

@@ -78,7 +78,7 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
-# %% ../nbs/06_model.ipynb #0b9dc4b0
+# %% ../nbs/06_model.ipynb #0cc46212
 class GPT(nn.Module):
     "A language model: from token ids to scores for the next. Raises ValueError if cfg.vocab_size is 0."
     def __init__(self, cfg: GPTConfig):
@@ -118,7 +118,7 @@ class GPT(nn.Module):
     def logits(self, x: Tensor # (..., C) from `hidden`
     ) -> Tensor: # (..., V)
         "Scores for the next token."
-        return F.linear(x, self.embed.weight) if self.cfg.tie_embeddings else self.head(x)
+        return (self.embed.logits if self.cfg.tie_embeddings else self.head)(x)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, doc_ids: Tensor | None = None, cache=None
     ) -> Tensor: # (B, T, V)
@@ -224,7 +224,7 @@ def count_activations(
         "head": cfg.vocab_size,
     }
 
-# %% ../nbs/06_model.ipynb #f590be04
+# %% ../nbs/06_model.ipynb #03bc6093
 @dataclass(frozen=True)
 class Profile:
     "The bill of a model, as `profile` makes it; print it for a table."
@@ -255,7 +255,7 @@ class Profile:
 
 def human(n: float) -> str:
     "Three digits and a letter: 124 M."
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size: return f"{n / size:.3g} {letter}"
     return f"{n:.3g}  "
 
