@@ -15,10 +15,12 @@ _HOMES = {
     "optim": ["AdamW", "Muon"],
     "training": ["train"],
     "evaluation": ["evaluate_text"],
-    "sampling": ["Sampling", "generate", "generate_text", "next_token_probs", "stream", "stream_text"],
+    "sampling": ["Sampling", "next_token_probs"],
+    "cache": ["KVCache"],
+    "generation": ["generate", "generate_text", "stream", "stream_text"],
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
-            "evaluation", "sampling", "looking", "telling", "doctor", "cli")
+            "evaluation", "sampling", "cache", "generation", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -294,7 +294,7 @@ def train_and_show(
 ) -> Path:  # the run directory
     "Train with a bar on stderr, and samples as the model learns. Raises what `resume` of chapter 08 raises."
     from tinygpt import training
-    from tinygpt.sampling import generate_text
+    from tinygpt.generation import generate_text
 
     class Bar(training.ProgressBar):
         "Where nobody is watching, remarks wait for the first step: if it is never taken, the error is the only line."

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHORTLIST', 'Read', 'widest', 'draw', 'top_ids', 'keep_top_p', 'keep_min_p', 'Sampling', 'candidates', 'highest',
-           'next_token_probs', 'count_tokens', 'penalize', 'reread', 'spin', 'choose', 'check_request', 'decode_steps',
-           'watch_stops', 'as_prompts', 'generate', 'stream', 'SafeText', 'write_texts', 'generate_text', 'stream_text']
+           'next_token_probs', 'count_tokens', 'penalize', 'reread', 'spin', 'choose', 'check_request', 'decode_steps']
 
-# %% ../nbs/12_sampling.ipynb #fce063b7
-import codecs
+# %% ../nbs/12_sampling.ipynb #97b69588
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from .evaluation import evaluating
 from .model import GPT
-from .tokenizer import Tokenizer
 
 # %% ../nbs/12_sampling.ipynb #8ceeaa98
 def widest(device: torch.device) -> torch.dtype:
@@ -100,7 +98,7 @@ class Sampling:
             if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"sampling: {name}={value!r} {rule}")
 
-# %% ../nbs/12_sampling.ipynb #c361478f
+# %% ../nbs/12_sampling.ipynb #51faeb69
 SHORTLIST = 256  # tokens among which top-p looks first
 
 
@@ -110,12 +108,13 @@ def candidates(
 ) -> tuple[Tensor, Tensor | None]:  # (..., k) weights, 0 for what is cut, and their ids; None: 0 to V - 1
     "The tokens that may come and their weights for `draw`: temperature, top-k, top-p, min-p, in that order."
     V, ids = logits.shape[-1], None
-    best = highest(logits)
+    best = highest(logits)[..., None]
     if sampling.top_k is not None and sampling.top_k < V:
         ids = top_ids(logits, sampling.top_k)
         logits = logits.gather(-1, ids)  # (..., k)
-    # Relative to the best token, a tiny temperature cannot overflow.
-    weights = ((logits - best) / max(sampling.temperature, 1e-30)).softmax(dim=-1)
+    if sampling.temperature != 1:  # relative to the best token, a tiny one cannot overflow
+        logits = (logits - best) / max(sampling.temperature, 1e-30)
+    weights = logits.softmax(dim=-1)
     if sampling.top_p is not None and sampling.top_p < 1:
         if ids is None and V > 4 * SHORTLIST:
             few = top_ids(weights, SHORTLIST)
@@ -130,12 +129,12 @@ def candidates(
 
 def highest(
     logits: Tensor,  # (..., V)
-) -> Tensor:  # (..., 1)
+) -> Tensor:  # (...)
     "The best token's logit. Raises ValueError where it is no finite number: nothing can be drawn then."
-    best = logits.amax(dim=-1, keepdim=True)
-    if not best.isfinite().all():
-        value = best[~best.isfinite()][0].item()
-        raise ValueError(f"sampling: the highest logit is {value}; the model's weights are broken, "
+    best = logits.amax(dim=-1)
+    if not math.isfinite(sum(values := best.flatten().tolist())):  # quicker than isfinite, for a few rows
+        broken = next((value for value in values if not math.isfinite(value)), math.inf)
+        raise ValueError(f"sampling: the highest logit is {broken}; the model's weights are broken, "
                          "load an earlier checkpoint")
     return best
 
@@ -160,17 +159,15 @@ def next_token_probs(
     probs = weights / weights.sum(dim=-1, keepdim=True)
     return probs if ids is None else torch.zeros_like(logits).scatter(-1, ids, probs)
 
-# %% ../nbs/12_sampling.ipynb #00b15776
+# %% ../nbs/12_sampling.ipynb #3b600c18
 def count_tokens(
     ids: Tensor,  # (n, L)
-    first: list[int],  # n: where counting begins in each row,
-    end: list[int],  # n: and before which place it ends
+    lengths: list[int],  # n: how much of each row is text
     vocab_size: int,  # V
 ) -> Tensor:  # (n, V), float32
-    "How often each token stands in `ids[first:end]` of each row."
-    at = torch.arange(ids.shape[1], device=ids.device)
-    first, end = (torch.tensor(x, device=ids.device)[:, None] for x in (first, end))
-    inside = ((at >= first) & (at < end)).float()  # (n, L)
+    "How often each token stands in each text."
+    ends = torch.tensor(lengths, device=ids.device)[:, None]
+    inside = (torch.arange(ids.shape[1], device=ids.device) < ends).float()  # (n, L)
     return torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, inside)
 
 
@@ -226,7 +223,7 @@ def spin(
         return torch.cat([numbers(1, generator[row]).cpu() for row in rows])
     return numbers(len(rows), generator)
 
-# %% ../nbs/12_sampling.ipynb #ab115e57
+# %% ../nbs/12_sampling.ipynb #79427e90
 def choose(
     logits: Tensor,  # (n, V)
     sampling: Sampling,
@@ -234,7 +231,7 @@ def choose(
 ) -> Tensor:  # (n,) token ids
     "One token for each row."
     if sampling.temperature == 0:
-        highest(logits)
+        highest(logits)  # it raises
         return logits.argmax(dim=-1)
     weights, ids = candidates(logits, sampling)
     drawn = draw(weights, numbers())
@@ -274,7 +271,7 @@ def check_request(
                          "the latest tokens in view")
     return int(n_new), limit
 
-# %% ../nbs/12_sampling.ipynb #ccc41bee
+# %% ../nbs/12_sampling.ipynb #3c75aca6
 def decode_steps(
     model: Callable,  # ids (n, T) -> logits (n, T, V)
     prompts: list[list[int]],  # B prompts of any lengths
@@ -294,247 +291,30 @@ def decode_steps(
     @torch.inference_mode()
     def steps():
         rows, lengths = list(range(len(prompts))), [len(prompt) for prompt in prompts]
-        n_prompt = lengths
         ids = torch.zeros(len(rows), max(lengths) + n_new, dtype=torch.long, device=device)  # (n, L)
         for row, prompt in zip(ids, prompts):
             row[: len(prompt)] = torch.tensor(prompt)
+        ends, counts = torch.tensor(lengths, device=device)[:, None], None  # ends (n, 1): where the next token goes
         with evaluating(model):
             read = reader(model, limit)
             for _ in range(n_new):
                 logits = read(ids, lengths, rows).float()  # (n, V)
                 if sampling.penalizes:
-                    V = logits.shape[-1]
-                    seen = count_tokens(ids, [0] * len(rows), lengths, V)
-                    logits = penalize(logits, seen, count_tokens(ids, n_prompt, lengths, V), sampling)
-                tokens = choose(logits, sampling, lambda: spin(generator, rows))  # (n,)
-                ids[range(len(rows)), lengths] = tokens
-                lengths = [length + 1 for length in lengths]
-                new = tokens.tolist()
+                    if counts is None:  # all tokens, and the new ones: (n, V) each
+                        counts = [count_tokens(ids, n, logits.shape[-1]) for n in (lengths, [0] * len(rows))]
+                    logits = penalize(logits, *counts, sampling)
+                tokens = choose(logits, sampling, lambda: spin(generator, rows))[:, None]  # (n, 1)
+                ids.scatter_(1, ends, tokens)
+                for count in counts or ():
+                    count.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=count.dtype))
+                ends, lengths = ends + 1, [length + 1 for length in lengths]
+                new = tokens[:, 0].tolist()
                 on = [i for i, (row, token) in enumerate(zip(rows, new)) if not ended(row, token)]
                 yield rows, new
                 if not on:
                     return
                 if len(on) < len(rows):  # what has ended is not computed again
-                    ids = ids[on]
-                    rows, lengths, n_prompt = ([x[i] for i in on] for x in (rows, lengths, n_prompt))
+                    ids, ends, counts = ids[on], ends[on], counts and [count[on] for count in counts]
+                    rows, lengths = ([x[i] for i in on] for x in (rows, lengths))
 
     return steps()
-
-# %% ../nbs/12_sampling.ipynb #6005e5ff
-def watch_stops(
-    stop: int | Sequence[int | Sequence[int]],  # ids, or lists of ids
-    n_prompts: int,
-) -> tuple[list[list[int]], Callable[[int, int], bool]]:  # the new tokens of each text; `ended`
-    "Collect what is written, and say which text has met a stop. Raises ValueError for no or wrong ids."
-    stops = [stop] if isinstance(stop, (Integral, str)) else list(stop)
-    if any(isinstance(end, str) for end in stops):
-        raise ValueError(f"generate: stop={stop!r} is text; give token ids, "
-                         "or use generate_text and its stop_strings")
-    stops = [torch.as_tensor(end).flatten().tolist() for end in stops]
-    if not all(stops):
-        raise ValueError("generate: an empty stop would end every text at once; leave it out")
-    texts: list[list[int]] = [[] for _ in range(n_prompts)]
-
-    def ended(row: int, token: int) -> bool:
-        text = texts[row]
-        text.append(token)
-        return any(text[-len(end):] == end for end in stops)
-
-    return texts, ended
-
-
-def as_prompts(
-    ids: Tensor | Sequence,  # (B, T) or (T,), a list of ids, or a list of prompts of any lengths
-) -> tuple[list[list[int]], bool]:  # the prompts; whether there may be several
-    "Prompts as lists of ids. Raises ValueError for text, and for what is no row or table of whole numbers."
-    if isinstance(ids, str) or (isinstance(ids, Sequence) and any(isinstance(part, str) for part in ids)):
-        raise ValueError("generate: the prompt is text; encode it, or use generate_text")
-    if isinstance(ids, Tensor) and (ids.ndim not in (1, 2) or ids.is_floating_point()):
-        raise ValueError(f"generate: ids of shape {tuple(ids.shape)} and {ids.dtype} are no token ids; "
-                         "give (T,) or (B, T) of whole numbers")
-    several = ids.ndim == 2 if isinstance(ids, Tensor) else not all(isinstance(i, Integral) for i in ids)
-    rows = ids if several else [ids]
-    return [row.tolist() if hasattr(row, "tolist") else [int(i) for i in row] for row in rows], several
-
-# %% ../nbs/12_sampling.ipynb #b9f6e26c
-def generate(
-    model: Callable,  # ids (B, T) -> logits (B, T, V)
-    ids: Tensor | Sequence,  # (B, T) or (T,), a list of ids, or a list of prompts of any lengths
-    max_new_tokens: int | None,  # None: as many as the context holds
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[int | Sequence[int]] = (),  # ids, or lists of ids, after which a text ends
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,  # one, one for each, or torch's own
-    sliding: bool = False,  # past the context, forget the oldest tokens
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
-    reader: Callable = reread,  # how the logits are computed
-) -> Tensor | list:  # the same kind as `ids`, with the prompt in front
-    """Continue each prompt until a stop or for `max_new_tokens`; the stop itself is kept.
-
-    A tensor comes back as wide as its longest row; rows that ended earlier repeat their last id.
-    The settings are those of `Sampling`. Raises ValueError for settings out of range, an empty
-    prompt, ids that the model does not know, or more than the context holds.
-    """
-    sampling = Sampling(
-        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty,
-    )
-    prompts, several = as_prompts(ids)
-    texts, ended = watch_stops(stop, len(prompts))
-    device = getattr(ids, "device", None)
-    for _ in decode_steps(model, prompts, max_new_tokens, sampling, ended, generator, sliding, device, reader):
-        pass
-    out = [prompt + text for prompt, text in zip(prompts, texts)]
-    if isinstance(ids, Tensor):
-        longest = max(map(len, out))
-        out = [text + text[-1:] * (longest - len(text)) for text in out]
-        return torch.tensor(out if several else out[0], device=ids.device)
-    if several:
-        return [torch.tensor(text, device=row.device) if isinstance(row, Tensor) else text
-                for row, text in zip(ids, out)]
-    return out[0]
-
-# %% ../nbs/12_sampling.ipynb #64dde916
-def stream(
-    model: Callable,  # ids (1, T) -> logits (1, T, V)
-    ids: Tensor | Sequence[int],  # the prompt, (T,) or (1, T)
-    max_new_tokens: int | None,  # None: as many as the context holds
-    temperature: float = 1.0,
-    *,
-    stop: Sequence[int | Sequence[int]] = (),  # ids, or lists of ids, after which the text ends
-    generator: torch.Generator | None = None,
-    sliding: bool = False,  # past the context, forget the oldest tokens
-    reader: Callable = reread,  # how the logits are computed
-    **sampling,  # the other fields of `Sampling`
-) -> Iterator[int]:
-    """The ids that `generate` would add, each as soon as it is drawn.
-
-    Raises ValueError, at once and not at the first id, for what `generate` refuses.
-    """
-    settings = Sampling(temperature=temperature, **sampling)
-    prompts, _ = as_prompts(ids)
-    if len(prompts) != 1:
-        raise ValueError(f"stream: {len(prompts)} prompts; give one, or use generate for a batch")
-    _, ended = watch_stops(stop, 1)
-    device = getattr(ids, "device", None)
-    steps = decode_steps(model, prompts, max_new_tokens, settings, ended, generator, sliding, device, reader)
-    return (tokens[0] for _, tokens in steps)
-
-# %% ../nbs/12_sampling.ipynb #c3d4be99
-class SafeText:
-    "Bytes go in, and text comes out that can be printed: whole characters, nothing of a stop string."
-
-    def __init__(self, stop_strings: str | Sequence[str] = ()):
-        "Raises ValueError for an empty stop string."
-        self.stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
-            raise ValueError(f"generate: stop_strings={stop_strings!r} must be texts, none of them empty; "
-                             "leave such out")
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held, self.ended = "", False  # what waits; whether a stop string has come
-
-    def feed(self, new: bytes) -> str:
-        "What can be printed now. Bytes that no character begins with become U+FFFD."
-        if self.ended:
-            return ""
-        self.held += self.decoder.decode(new)
-        ends = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if ends:
-            self.ended, n = True, min(ends)[1]
-        else:
-            n = len(self.held) - self._unsettled()
-        ready, self.held = self.held[:n], "" if self.ended else self.held[n:]
-        return ready
-
-    def finish(self) -> str:
-        "What waited and is no stop string after all; half a character at the end is dropped."
-        ready, self.held, self.ended = self.held, "", True
-        return ready
-
-    def _unsettled(self) -> int:
-        "How many characters at the end may be the beginning of a stop string."
-        longest = max((len(stop) for stop in self.stops), default=0)
-        for n in range(min(longest - 1, len(self.held)), 0, -1):
-            if any(stop.startswith(self.held[-n:]) for stop in self.stops):
-                return n
-        return 0
-
-# %% ../nbs/12_sampling.ipynb #7ef58b61
-def write_texts(
-    model: Callable,  # ids (B, T) -> logits (B, T, V)
-    tokenizer: Tokenizer,
-    prompts: Sequence[str | None],  # None: from the beginning of a document
-    max_new_tokens: int | None = None,  # None: as many as the context holds
-    *,
-    stop: Sequence[int] = (),  # ids that end a text, beside the end-of-text token; never printed
-    stop_strings: str | Sequence[str] = (),  # texts that end a text; never printed
-    seed: int | Sequence[int] | None = None,  # of the first prompt, then counting up; or one for each
-    sliding: bool = False,  # past the context, forget the oldest tokens
-    reader: Callable = reread,  # how the logits are computed
-    **sampling,  # the fields of `Sampling`
-) -> Iterator[list[str]]:  # step by step, what can be printed of each text
-    """Continue texts, and hand out what is written as it is written.
-
-    Raises ValueError, at once, for what `generate` refuses, empty prompts and unknown characters.
-    """
-    settings, eot = Sampling(**sampling), tokenizer.eot_id
-    ends, begin = {*stop, eot}, [] if eot is None else [eot]
-    ids, texts = [], [SafeText(stop_strings) for _ in prompts]
-    for i, prompt in enumerate(prompts):
-        which = f"prompt {i + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
-        if prompt == "" or (prompt is None and eot is None):
-            remedy = "" if eot is None else ", or None to begin a new document"
-            raise ValueError(f"generate: {which} is empty; give it some text{remedy}")
-        try:
-            ids.append(begin + tokenizer.encode(prompt or ""))
-        except ValueError as error:
-            raise ValueError(f"{which}: {error}") from None
-    pieces = [""] * len(prompts)
-
-    def ended(row: int, token: int) -> bool:
-        if token in ends:
-            return True
-        pieces[row] = texts[row].feed(tokenizer.token_bytes(token))
-        return texts[row].ended
-
-    seeds = range(seed, seed + len(prompts)) if isinstance(seed, Integral) else seed
-    dice = None if seed is None else [torch.Generator().manual_seed(int(one)) for one in seeds]
-    steps = decode_steps(model, ids, max_new_tokens, settings, ended, dice, sliding, reader=reader)
-
-    def written():
-        for _ in steps:
-            yield pieces.copy()
-            pieces[:] = [""] * len(pieces)
-        yield [text.finish() for text in texts]
-
-    return written()
-
-# %% ../nbs/12_sampling.ipynb #6d78a576
-def generate_text(
-    model: Callable,  # ids (B, T) -> logits (B, T, V)
-    tokenizer: Tokenizer,
-    prompts: str | None | Sequence[str | None],  # one or several; None: from the beginning of a document
-    max_new_tokens: int | None = None,  # None: as many as the context holds
-    **options,  # as in `write_texts`: stop, stop_strings, seed, sliding, and the fields of `Sampling`
-) -> str | list[str]:  # what the model adds to each prompt
-    "Continue a text, or several at once. Raises ValueError as `write_texts` does."
-    one = prompts is None or isinstance(prompts, str)
-    steps = write_texts(model, tokenizer, [prompts] if one else prompts, max_new_tokens, **options)
-    texts = ["".join(pieces) for pieces in zip(*steps)]
-    return texts[0] if one else texts
-
-
-def stream_text(
-    model: Callable,  # ids (1, T) -> logits (1, T, V)
-    tokenizer: Tokenizer,
-    prompt: str | None,  # None: from the beginning of a document
-    max_new_tokens: int | None = None,  # None: as many as the context holds
-    **options,  # as in `write_texts`: stop, stop_strings, seed, sliding, and the fields of `Sampling`
-) -> Iterator[str]:  # never empty
-    "What `generate_text` gives, in pieces as it is written. Raises ValueError as it does, at once."
-    steps = write_texts(model, tokenizer, [prompt], max_new_tokens, **options)
-    return (piece for (piece,) in steps if piece)

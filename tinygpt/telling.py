@@ -17,11 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from .cli import Parser, choose_model, number, one_line, report_run, split_overrides, train_and_show, whole
-from .looking import TELLING, measure_model, remember, tell_tales
+from .generation import SafeText, generate_text, stream_text, write_texts
+from .looking import TELLING, measure_model, tell_tales
 from .machine import pick_device
 from .model import GPT
 from .runs import load, read_config
-from .sampling import SafeText, Sampling, generate_text, stream_text, write_texts
+from .sampling import Sampling
 from .tokenizer import Tokenizer
 
 # %% ../nbs/23c_telling.ipynb #0776e404
@@ -101,7 +102,7 @@ def write_all(
     def written():
         for at in range(0, len(asked), batch_size):
             batch, seeds = zip(*asked[at : at + batch_size])
-            texts = generate_text(model, tokenizer, batch, max_new_tokens, seed=seeds, reader=remember, **options)
+            texts = generate_text(model, tokenizer, batch, max_new_tokens, seed=seeds, **options)
             yield from zip(batch, texts, seeds)
 
     return written()
@@ -140,7 +141,7 @@ def converse(
     "Prompt after prompt; one that cannot be continued is answered with a line on stderr."
     for n, prompt in enumerate(prompts):
         try:
-            show_stream(prompt, stream_text(model, tokenizer, prompt or None, seed=seed + n, reader=remember, **options))
+            show_stream(prompt, stream_text(model, tokenizer, prompt or None, seed=seed + n, **options))
         except ValueError as error:
             print(f"tinygpt: {one_line(error)}", file=sys.stderr)
         except KeyboardInterrupt:  # enough of this text
@@ -194,7 +195,7 @@ def do_generate(argv: Sequence[str]) -> int:
         for i in range(len(prompts) * args.n):
             prompt = prompts[i // args.n]
             print(end="\n" * bool(i))
-            show_stream(prompt, stream_text(model, tokenizer, prompt, seed=seed + i, reader=remember, **options))
+            show_stream(prompt, stream_text(model, tokenizer, prompt, seed=seed + i, **options))
     else:
         for i, (prompt, text, own) in enumerate(texts):
             if args.json:
