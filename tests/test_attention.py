@@ -152,6 +152,9 @@ class ListCache:
     def __init__(self):
         self.kv, self.length = {}, 0
 
+    def positions(self, n_tokens):
+        return torch.arange(self.length, self.length + n_tokens) if self.length else None
+
     def mask(self, positions, window):
         s = torch.arange(int(positions.max()) + 1)
         back = positions[:, None] - s

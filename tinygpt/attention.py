@@ -224,7 +224,7 @@ class Plan(NamedTuple):
         if self.mask is not None or not (self.causal or self.blocks): return self.mask
         return attention_mask(self.n_tokens, self.window, self.doc_ids, device)
 
-# %% ../nbs/05_attention.ipynb #3a3893a6
+# %% ../nbs/05_attention.ipynb #4703e7e3
 def make_rope(cfg: AttentionConfig) -> Rope | None:
     "The rotation tables that a config asks for; None where it asks for none."
     if cfg.position != "rope": return None
@@ -235,7 +235,7 @@ def plan_attention(
     rope: Rope | None, # the one set of rotation tables; None: no rotation
     batch_size: int, # B
     n_tokens: int, # T
-    positions: Tensor | None = None, # (T,) or (B, T); None: counted from 0, or from the cache's length
+    positions: Tensor | None = None, # (T,) or (B, T); None: counted from 0, or as the cache counts
     doc_ids: Tensor | None = None, # (T,) or (B, T): tokens attend within their document only
     cache=None, # see `Attention`
     device: torch.device | str | None = None,
@@ -244,28 +244,30 @@ def plan_attention(
     T, w, past = n_tokens, cfg.window, 0 if cache is None else cache.length
     check(past + T <= cfg.context_length, "Attention", f"{past + T} tokens",
           f"exceed context_length={cfg.context_length}", "shorten the text, or build a longer context")
-    check(not past or doc_ids is None, "Attention", "doc_ids", "cannot be combined with a filled cache",
-          "start a new cache for a new document")
-    if past and positions is None: positions = torch.arange(past, past + T, device=device)
-    if cfg.position == "learned" and positions is not None and positions.device.type == "cpu":
+    check(cache is None or doc_ids is None, "Attention", "doc_ids", "cannot be combined with a cache",
+          "give every document a row and a cache of its own")
+    counted = None if cache is None else cache.positions(T) # None: nothing lies before these tokens
+    if positions is None: positions = counted
+    elif cfg.position == "learned" and positions.device.type == "cpu":
         check(bool(((positions >= 0) & (positions < cfg.context_length)).all()), "Attention",
               f"positions from {positions.min()} to {positions.max()}", f"leave 0..{cfg.context_length - 1}",
               "count them from 0 in every text")
     cos, sin = (None, None) if rope is None else rope.tables(T if positions is None else positions)
     causal, mask, blocks = True, None, None
-    if past: causal, mask = False, cache.mask(positions, w)
+    if counted is not None: causal, mask = False, cache.mask(positions, w)
     elif 0 < 2 * w < T: causal, blocks = False, Blocks(batch_size, T, w, doc_ids, device)
     elif 0 < w < T or doc_ids is not None: causal, mask = False, attention_mask(T, w, doc_ids, device)
     return Plan(T, positions, cos, sin, causal, mask, blocks, w, doc_ids)
 
-# %% ../nbs/05_attention.ipynb #5fcb857f
+# %% ../nbs/05_attention.ipynb #0b106903
 class Attention(nn.Module):
     """Causal self-attention with H query heads over K key/value heads. arXiv:1706.03762; arXiv:2305.13245.
 
-    A cache (chapter 13) is any object with `length` (tokens seen so far), `mask(positions, window)`
-    (bool (T, S) or (B, 1, T, S), or None if all of the S keys may be seen; asked once per forward, and
-    only if length > 0) and `update(layer, k, v, positions)`, which stores k and v (B, K, T, D) and returns
-    all S of them; an empty one gets positions None for 0 .. T-1, and returns what it was given."""
+    A cache (chapter 13) is any object with `length` (tokens seen so far) and three methods. `positions(T)`
+    says where the next T tokens stand: (T,) or (B, T), or None in an empty cache, for 0 .. T-1. Unless that
+    was None, `mask(positions, window)` is asked once per forward for bool (T, S) or (B, 1, T, S), None if
+    all S keys may be seen. `update(layer, k, v, positions)` stores k and v (B, K, T, D) and returns all S
+    of them; an empty cache returns what it was given."""
     def __init__(self,
         cfg: AttentionConfig,
         layer: int = 0, # index of this layer, for the cache

@@ -500,7 +500,7 @@ def case_kind(turns: Sequence[Turn], i: int) -> str | None: # None: nothing to a
     if any(t.words.removeprefix("the ") in turn.words for t in news):
         return {"place": "who is where", "toy": "who has the toy", "pet": "where the pet is"}[turn.kind]
 
-# %% ../nbs/09_evaluation.ipynb #4f2d1bcb
+# %% ../nbs/09_evaluation.ipynb #97851ed5
 def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> Case:
     "The case at choice i of a tale: the text up to there, what this world may say next, and what it would not."
     turns, text, turn = teller.turns, teller.text, teller.turns[i]
@@ -520,7 +520,7 @@ def make_case(teller: Onlooker, i: int, rng: random.Random, words: Lexicon) -> C
 
 def tale_cases(
     seed: int = 2, # the shipped training and validation tales come from 0 and 1
-    n_each: int = 12, # of each kind
+    n_each: int = 36, # of each kind
     words: Lexicon = Lexicon(),
 ) -> list[Case]: # kind after kind, at most one from a tale
     "Cases that the Tales world makes and marks itself. Raises ValueError if it offers too few."
@@ -542,8 +542,8 @@ def tale_cases(
     raise ValueError(f"tale_cases: n_each={n_each} is more than this world offers of: {few}; "
                      "ask for fewer, or let more happen in a tale")
 
-# %% ../nbs/09_evaluation.ipynb #460ef98a
-def write_cases(path: str | Path, seed: int = 2, n_each: int = 12, words: Lexicon = Lexicon()) -> int: # cases written
+# %% ../nbs/09_evaluation.ipynb #cdd151f7
+def write_cases(path: str | Path, seed: int = 2, n_each: int = 36, words: Lexicon = Lexicon()) -> int: # cases written
     'Write a case file: `data/tales/cases.yaml` was made by `write_cases("data/tales/cases.yaml")`.'
     entries = []
     for case in tale_cases(seed, n_each, words):
