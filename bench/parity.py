@@ -28,7 +28,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from test_model import FAMILIES, parity  # noqa: E402  the models with equal weights are built there
+from test_model import FAMILIES, parity  # noqa: E402  transformers' models, and ours by from_hf
 
 from tinygpt import layers  # noqa: E402
 from tinygpt.attention import Attention, AttentionConfig, scaled_dot_product_attention  # noqa: E402

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt.attention import capture_attention, set_dropout
+from tinygpt.interop import from_hf
 from tinygpt.model import GPT, PRESETS, GPTConfig, init_weights
 
 close = torch.testing.assert_close
 V, T, C = 101, 40, 48  # no two sizes alike, so that a swapped axis is noticed
-SHAPE = dict(vocab_size=V, context_length=64, d_model=C, n_layers=3, n_heads=6)
 HF = dict(
     vocab_size=V, hidden_size=C, num_hidden_layers=3, num_attention_heads=6, intermediate_size=136,
     max_position_embeddings=64, rms_norm_eps=1e-5, attn_implementation="eager",
@@ -28,76 +28,29 @@ HF = dict(
 
 # --- the same weights in both -----------------------------------------------------------------------------------
 
-LLAMA = {
-    "model.embed_tokens.": "embed.", "model.norm.": "norm.", "lm_head.": "head.", "model.layers.": "blocks.",
-    "self_attn.": "attention.", "q_proj.": "q.", "k_proj.": "k.", "v_proj.": "v.", "o_proj.": "o.",
-    "gate_proj.": "gate.", "up_proj.": "up.", "down_proj.": "down.",
-    "input_layernorm.": "attention_norm.", "post_attention_layernorm.": "mlp_norm.",
-}  # fmt: skip
-GPT2 = {
-    "transformer.wte.": "embed.", "transformer.wpe.": "position_embed.", "transformer.ln_f.": "norm.",
-    "transformer.h.": "blocks.", "ln_1.": "attention_norm.", "ln_2.": "mlp_norm.", "attn.c_proj.": "attention.o.",
-    "attn.c_attn.": "attention.qkv.", "mlp.c_fc.": "mlp.up.", "mlp.c_proj.": "mlp.down.",
-}  # fmt: skip
-
-
-def renamed(state: dict, names: dict) -> dict:
-    out = {}
-    for key, w in state.items():
-        for theirs, ours in names.items():
-            key = key.replace(theirs, ours)
-        out[key] = w
-    return out
-
-
-def from_gpt2(state: dict) -> dict:
-    "GPT-2 keeps q, k and v in one matrix, and matrices the other way round."
-    out = {}
-    for key, w in renamed(state, GPT2).items():
-        if "blocks" in key and w.ndim == 2:
-            w = w.T
-        if "qkv" in key:
-            out |= {key.replace("qkv", name): part for name, part in zip("qkv", w.chunk(3))}
-        else:
-            out[key] = w
-    return out
-
-
 def family(name: str):
-    "A transformers model with random weights (norms and biases too), and ours with the same ones."
+    "A transformers model with random weights (norms and biases too), and ours with the same ones, by `from_hf`."
     import transformers as hf
 
     torch.manual_seed(0)
     kv = dict(num_key_value_heads=2)
     if name == "llama":
         theirs = hf.LlamaForCausalLM(hf.LlamaConfig(**HF, **kv, tie_word_embeddings=False))
-        ours = dict(n_kv_heads=2, d_ff=136, tie_embeddings=False)
     elif name == "llama-tied":
         theirs = hf.LlamaForCausalLM(hf.LlamaConfig(**HF, tie_word_embeddings=True))
-        ours = dict(d_ff=136)
     elif name == "mistral":
         theirs = hf.MistralForCausalLM(hf.MistralConfig(**HF, **kv, sliding_window=7, tie_word_embeddings=False))
-        ours = dict(n_kv_heads=2, d_ff=136, tie_embeddings=False, window=7)
     elif name == "qwen2":
         theirs = hf.Qwen2ForCausalLM(hf.Qwen2Config(**HF, **kv, tie_word_embeddings=True))
-        ours = dict(n_kv_heads=2, d_ff=136, qkv_bias=True)
     elif name == "qwen3":
         theirs = hf.Qwen3ForCausalLM(hf.Qwen3Config(**HF, **kv, head_dim=12, tie_word_embeddings=True))
-        ours = dict(n_kv_heads=2, d_ff=136, d_head=12, qk_norm=True)
     elif name == "gpt2":
         theirs = hf.GPT2LMHeadModel(hf.GPT2Config(
             vocab_size=V, n_embd=C, n_layer=3, n_head=6, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
             attn_implementation="eager", bos_token_id=None, eos_token_id=None))  # fmt: skip
-        ours = dict(norm="layernorm", position="learned", mlp="gelu", bias=True)
-    theta = getattr(theirs.config, "rope_theta", None) or (getattr(theirs.config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
-    model = GPT(GPTConfig(**SHAPE, rope_theta=float(theta), **ours))
     for p in theirs.parameters():  # larger than at a start: norms, biases and attention all matter
         torch.nn.init.normal_(p, std=0.15) if p.ndim > 1 else torch.nn.init.uniform_(p, 0.5, 1.5)
-    state = (from_gpt2 if name == "gpt2" else lambda s: renamed(s, LLAMA))(theirs.state_dict())
-    if model.cfg.tie_embeddings:
-        state = {k: w for k, w in state.items() if k not in ("head.weight", "lm_head.weight")}
-    model.load_state_dict(state)
-    return theirs.eval(), model.eval()
+    return theirs.eval(), from_hf(theirs)
 
 
 FAMILIES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gpt2"]

@@ -6,12 +6,13 @@
 __all__ = ['LLAMA_NAMES', 'GPT2_NAMES', 'ROPE_KEYS', 'FAMILIES', 'their_name', 'rope_from_hf', 'llama_config', 'gpt2_config',
            'config_from_hf', 'weights_from_hf', 'open_hf', 'from_hf']
 
-# %% ../nbs/20_interop.ipynb #7dbe522b
+# %% ../nbs/20_interop.ipynb #2025308f
 import math
 import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .attention import check
@@ -173,7 +174,7 @@ def weights_from_hf(
           "give a plain model, without adapters or other heads")
     return ours
 
-# %% ../nbs/20_interop.ipynb #cee23451
+# %% ../nbs/20_interop.ipynb #25f0fc69
 def open_hf(
     source: str | Path, # a directory, or a name on the Hugging Face Hub
 ): # -> transformers.PreTrainedModel
@@ -191,7 +192,7 @@ def open_hf(
                                 f"name on the Hub and a network ({str(e).strip().splitlines()[0]})") from None
     config_from_hf(config)
     try: model, found = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, SafetensorError) as e:
         raise ValueError(f"from_hf: {source} has a config and no weights that fit it; fetch it again "
                          f"({str(e).strip().splitlines()[0]})") from None
     lost = sorted(found["missing_keys"])
