@@ -20,7 +20,7 @@ import yaml
 from tinygpt.cli import COMMANDS, GUIDE, main
 
 ROOT = Path(__file__).resolve().parents[1]
-TINYGPT = [sys.executable, "-c", "import sys; from tinygpt.cli import main; sys.exit(main())"]
+TINYGPT = [sys.executable, "-m", "tinygpt"]
 NAMES, THINGS = ("Ann", "Bob", "Cid", "Dot"), ("hat", "cup", "map", "key", "pen")
 TEXT = "\n<|endoftext|>\n".join(
     f"{a} has a {t}. {a} gives the {t} to {b}. Now {b} has the {t}." for a in NAMES for b in NAMES if a != b for t in THINGS

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,58 @@ def test_datasets_in_every_form(tmp_path, byte, monkeypatch):
         list(documents(both["train"], text_field="body"))
     with pytest.raises(ValueError, match="did not load"):
         list(documents(f"hf:{tmp_path / 'nothing'}"))
+
+
+def test_a_dropped_connection_loses_nothing(tmp_path, byte, monkeypatch, capsys):
+    """A data set of the hub's shape (parquet files, a validation split) arrives as a stream; the line breaks on the way, the
+    network is down at the next try, and the third goes on to the bytes that an unbroken one would have written."""
+    import datasets
+
+    from tinygpt.cli import main
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    hub = tmp_path / "hub"
+    for name, first, end in (("train-00000-of-00002", 0, 1500), ("train-00001-of-00002", 1500, 3000), ("validation-00000-of-00001", 3000, 3100)):
+        rows = [{"text": f"Story {i} is about the number {i * i}. " * 40, "n": i} for i in range(first, end)]
+        datasets.Dataset.from_list(rows).to_parquet(hub / "data" / f"{name}.parquet")
+    source = data.HubDataset(str(hub), val_split="validation")
+    whole = prepare(source, byte, tmp_path / "whole", streaming=True, block_tokens=10**6)
+
+    load, starts = datasets.load_dataset, []
+
+    def breaking(*args, **options):
+        starts.append(0)
+        yield from islice(load(*args, **options), 2000)
+        raise ConnectionResetError("connection reset by peer")
+
+    def down(*args, **options):
+        raise ConnectionError("Couldn't reach the hub")
+
+    state = tmp_path / "cut" / ".partial" / "state.json"
+    for answer, said in ((breaking, "broke off after 2,000 rows (connection reset by peer); run the same again"),
+                         (down, "did not load (Couldn't reach the hub); check its name and the network")):
+        monkeypatch.setattr(datasets, "load_dataset", answer)
+        with pytest.raises(ConnectionError, match=re.escape(said)):
+            prepare(source, byte, tmp_path / "cut", streaming=True, block_tokens=10**6)
+        assert 1000 < json.loads(state.read_text())["n_seen"] <= 2000  # kept, also by the call that found no network
+    assert main(["data", f"hf:{hub}", "--out", str(tmp_path / "none"), "--tokenizer", "byte", "--streaming"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("tinygpt: dataset") and sum(line.startswith("tinygpt:") for line in said) == 1
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    done = []
+    prepare(source, byte, tmp_path / "cut", streaming=True, block_tokens=10**6, progress=done.append)
+    written = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and path.name != "header.json"]
+    assert written and all((whole / path).read_bytes() == (tmp_path / "cut" / path).read_bytes() for path in written)
+    assert sum(done) < 0.7 * sum(TokenDataset(whole / split).n_text_bytes for split in ("train", "val"))  # not from the start
+
+
+def test_without_a_network_nobody_waits(monkeypatch):
+    monkeypatch.setattr(data, "getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", "http://no-such-host.invalid")
+    assert not data.hub_is_known()
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")
+    assert data.hub_is_known()
 
 
 def test_the_named_datasets_ask_the_hub_for_the_right_thing(monkeypatch):

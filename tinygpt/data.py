@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['TEXT_SUFFIXES', 'MAX_DOC_CHARS', 'HUB', 'FORMAT', 'COUNTS', 'N_HASHES', 'N_BANDS', 'MULTIPLY', 'ADD', 'get_batch',
            'check_window', 'locate', 'Batch', 'read_lines', 'read_text', 'row_text', 'read_jsonl', 'HubDataset',
-           'load_rows', 'join_articles', 'Source', 'shipped_names', 'stdlib_files', 'find_files', 'read_documents',
-           'identify', 'look_up', 'open_source', 'documents', 'split_key', 'split_below', 'cut_document',
-           'label_documents', 'group_slices', 'SplitWriter', 'write_splits', 'locked', 'publish', 'noted', 'prepare',
-           'TokenDataset', 'permutation', 'endless_order', 'RandomWindows', 'ShuffledWindows', 'document_pieces',
-           'padded_batch', 'WholeDocuments', 'eval_batches', 'minhash', 'NearIndex', 'deduplicate']
+           'join_articles', 'hub_is_known', 'load_rows', 'Source', 'shipped_names', 'stdlib_files', 'find_files',
+           'read_documents', 'identify', 'look_up', 'open_source', 'documents', 'split_key', 'split_below',
+           'cut_document', 'label_documents', 'group_slices', 'SplitWriter', 'write_splits', 'locked', 'publish',
+           'noted', 'prepare', 'TokenDataset', 'permutation', 'endless_order', 'RandomWindows', 'ShuffledWindows',
+           'document_pieces', 'padded_batch', 'WholeDocuments', 'eval_batches', 'minhash', 'NearIndex', 'deduplicate']
 
-# %% ../nbs/02_data.ipynb #cf222d05
+# %% ../nbs/02_data.ipynb #d0b82ce5
 import difflib
 import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +29,8 @@ from functools import cached_property, lru_cache
 from itertools import islice, tee
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import torch
@@ -160,7 +164,7 @@ def read_jsonl(path: str | Path, text_field: str = "text") -> Iterator[str]:
                                      "give one object per line") from None
                 yield row_text(row, text_field, f"read_jsonl: {path}, line {number}")
 
-# %% ../nbs/02_data.ipynb #a690c3e9
+# %% ../nbs/02_data.ipynb #35b85b47
 @dataclass(frozen=True)
 class HubDataset:
     "A dataset of the Hugging Face hub, read by the `datasets` library."
@@ -180,16 +184,6 @@ HUB = {
     "wikipedia-bookscorpus": HubDataset("shahrukhx01/wikipedia-bookscorpus-en-preprocessed"),
 }
 
-def load_rows(hub: HubDataset, split: str, streaming: bool) -> Iterable[Mapping]:
-    "The rows of a split; streaming stores nothing. Raises ValueError if `datasets` cannot load it."
-    from datasets import load_dataset
-    try:
-        return load_dataset(hub.path, hub.config, split=split, revision=hub.revision, streaming=streaming)
-    except Exception as error:  # no network, no such name, no such split
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"load_rows: dataset {hub.path!r}, split {split!r} did not load ({reason}); "
-                         "check its id and the network, or give files of your own") from error
-
 def join_articles(lines: Iterable[str]) -> Iterator[str]:
     "Join WikiText's lines to articles; each begins with a line ` = Title = `."
     article = []
@@ -202,7 +196,37 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
     if article:
         yield "".join(article)
 
-# %% ../nbs/02_data.ipynb #23819951
+# %% ../nbs/02_data.ipynb #f6534e7a
+def hub_is_known() -> bool:
+    "Can the hub be found from here? The name service answers at once; a proxy would hide the answer."
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    with suppress(OSError):
+        return bool(getproxies() or socket.getaddrinfo(host, None))
+    return False
+
+def load_rows(hub: HubDataset, split: str, streaming: bool) -> Iterator[Mapping]:
+    """
+    The rows of a split, one after another; streaming stores nothing.
+
+    Raises ConnectionError where the network fails, at once or on the way, and ValueError for what cannot be read.
+    """
+    if "datasets" not in sys.modules and not (os.path.exists(hub.path) or hub_is_known()):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is stored is still found; no half minute of trying
+    from datasets import load_dataset
+    n_rows = 0
+    try:
+        for row in load_dataset(hub.path, hub.config, split=split, revision=hub.revision, streaming=streaming):
+            yield row
+            n_rows += 1
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lost = n_rows or isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        raise (ConnectionError if lost else ValueError)(
+            f"dataset {hub.path!r}, split {split!r} " + (
+            f"broke off after {n_rows:,} rows ({reason}); run the same again: what is done is kept" if n_rows else
+            f"did not load ({reason}); check its name and the network, or give files of your own")) from error
+
+# %% ../nbs/02_data.ipynb #75dfcd58
 @dataclass(frozen=True)
 class Source:
     "A corpus: how to walk through its documents, and what tells it from any other."
@@ -248,7 +272,7 @@ def find_files(path: str | Path) -> list[Path]:
         missing = f"is no file, folder, glob or known name; {hint}"
     if files := sorted(p for p in found if p.is_file()):
         return files
-    raise FileNotFoundError(f"find_files: source={str(path)!r} {missing}")
+    raise FileNotFoundError(f"source={str(path)!r} {missing}")
 
 # %% ../nbs/02_data.ipynb #43661b7e
 def read_documents(items: Iterable, text_field: str = "text") -> Iterator[str]:
@@ -275,12 +299,12 @@ def identify(items) -> str | None:
         digest.update(json.dumps(item, default=str).encode() + b"\n")
     return digest.hexdigest()
 
-# %% ../nbs/02_data.ipynb #14c311fb
+# %% ../nbs/02_data.ipynb #357b95b5
 def look_up(name: str | Path) -> HubDataset | Mapping | Iterable:
     "What a name or a path stands for: a dataset of the hub, one on the disk, or files."
     if isinstance(name, str):
         if not name.strip() or "\n" in name or len(name) > 1000:
-            raise ValueError(f"open_source: source={name!r:.40} is no name or path; for a text in memory give [text]")
+            raise ValueError(f"source={name!r:.40} is no name or path; for a text in memory give [text]")
         if name.startswith("hf:"):
             return HubDataset(*name[3:].split(":", 1))
         if name in HUB:
@@ -321,9 +345,9 @@ def open_source(
     train = splits.get("train")
     val = next((splits[key] for key in ("val", "validation", "valid") if key in splits), None)
     if not isinstance(train, Iterable) or isinstance(train, str | bytes):
-        raise ValueError(f"open_source: source={source!r:.60} is no name, path or collection of documents")
+        raise ValueError(f"source={source!r:.60} is no name, path or collection of documents")
     if isinstance(train, list) and train and isinstance(train[0], str) and os.path.isfile(train[0][:256]):
-        raise ValueError(f"open_source: strings in a list are documents, but {train[0]!r} names a file; "
+        raise ValueError(f"source: strings in a list are documents, but {train[0]!r} names a file; "
                          "write Path(...) for files")
     marks = identify(train), "" if val is None else identify(val)
     return Source(lambda: read_documents(train, text_field),
