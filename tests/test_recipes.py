@@ -12,7 +12,9 @@ from tinygpt.machine import memory_needed
 from tinygpt.model import GPT, profile
 from tinygpt.runs import config_to_yaml, read_config, recipes
 
-NAMES = ("tales", "smoke", "shakespeare-char", "tinystories", "wikitext", "wikipedia", "openwebtext", "gpt2-124m")
+NAMES = (
+    "tales", "smoke", "shakespeare-char", "nanogpt-char", "tinystories", "wikitext", "wikipedia", "openwebtext", "gpt2-124m",
+)
 
 
 def test_all_of_them_are_there():
@@ -30,6 +32,13 @@ def test_a_recipe_makes_a_model(name, tmp_path):
     assert str(config.model.d_model) in bill(config)
     (tmp_path / "again.yaml").write_text(config_to_yaml(config))
     assert read_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_it_begins_with_a_sentence(name):
+    "Lists of recipes show the first line, so it must say something by itself."
+    first = recipes()[name].read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(r"# \S.{20,}[^:,;]", first), first
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -309,3 +309,18 @@ def test_what_may_change_on_the_way(change, step, fault):
         with pytest.raises(ValueError, match=fault) as error:
             runs.check_changes(before, after, step)
         assert "may change: data.source" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_in_few_bits_are_packed_read_and_not_trained(tmp_path):
+    from tinygpt.quantization import quantize
+
+    model, tokenizer = runs.load("tales")
+    ids = torch.tensor([tokenizer.encode("The door opened.")])
+    packed = runs.pack_run(runs.shipped_models()["tales"], tmp_path / "light", change=lambda model: quantize(model, bits=8))
+    light, _ = runs.load(packed)
+    assert light.quantization == {"bits": 8} and not light.training
+    torch.testing.assert_close(light(ids), quantize(model, bits=8)(ids))
+    with pytest.raises(ValueError, match="few bits; .* start from the float checkpoint"):
+        runs.load_checkpoint(runs.find_checkpoint(packed), model)
+    with pytest.raises(ValueError, match="load it with tinygpt.load"):
+        runs.load_checkpoint(runs.find_checkpoint("tales"), light)

@@ -9,7 +9,7 @@ __all__ = ['ELSEWHERE', 'MAY_CHANGE', 'OF_SCHEDULE', 'DataConfig', 'OptimConfig'
            'shipped_models', 'find_checkpoint', 'load', 'read_run_config', 'pack_run', 'learning_rate',
            'config_changes', 'check_changes']
 
-# %% ../nbs/07b_runs.ipynb #9c6f59a8
+# %% ../nbs/07b_runs.ipynb #63ba80fe
 import difflib
 import hashlib
 import json
@@ -18,11 +18,11 @@ import os
 import re
 import shutil
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 
 import jsonargparse
@@ -186,27 +186,28 @@ def type_in_words(kind: type) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a section of its own"}
     return words.get(kind, str(kind))
 
-# %% ../nbs/07b_runs.ipynb #c6e9d0a8
+# %% ../nbs/07b_runs.ipynb #4216984d
 ELSEWHERE = {  # what other programs call it
     "learning_rate": "optim.lr", "max_iters": "optim.steps", "max_steps": "optim.steps",
-    "warmup_iters": "optim.warmup_steps", "gradient_accumulation_steps": "optim.accumulate", "block_size": "model.context_length", "n_embd": "model.d_model",
-    "hidden_size": "model.d_model", "num_layers": "model.n_layers", "num_heads": "model.n_heads",
+    "warmup_iters": "optim.warmup_steps", "gradient_accumulation_steps": "optim.accumulate",
+    "block_size": "model.context_length", "n_embd": "model.d_model", "hidden_size": "model.d_model",
+    "num_layers": "model.n_layers", "num_heads": "model.n_heads",
 }
 
 
 def _right_name(name: str) -> str:
     "What to do about a field that does not exist."
-    known = [full.split(".") for full in config_fields()]
     section, _, key = name.rpartition(".")
     if key in ELSEWHERE:
         return f"here it is {ELSEWHERE[key]}"
-    own = [k for s, k in known if s == section]
-    for places in (own, [k for _, k in known], {s for s, _ in known} if not section else ()):
+    known = [full.split(".") for full in config_fields()]
+    own = {k: f"{s}.{k}" for s, k in known if s == section}
+    anywhere = {k: f"{s}.{k}" for s, k in reversed(known)}  # where two sections have it, the first
+    sections = {s: s for s, _ in known}
+    for places in (own, anywhere, {} if section else sections):
         if near := difflib.get_close_matches(key, places, n=1, cutoff=0.7):
-            where = section if places is own else next((s for s, k in known if k == near[0]), "")
-            return f"did you mean {where}{'.' if where else ''}{near[0]}?"
-    sections = ", ".join(dict.fromkeys(s for s, _ in known))
-    return f"{section} has {', '.join(own)}" if own else f"the sections are {sections}"
+            return f"did you mean {places[near[0]]}?"
+    return f"{section} has {', '.join(own)}" if own else f"the sections are {', '.join(sections)}"
 
 
 def _flat(settings: Mapping, where: str, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -224,7 +225,7 @@ def _flat(settings: Mapping, where: str, prefix: str = "") -> Iterator[tuple[str
         else:
             raise ValueError(f"{where}: unknown field {name}; {_right_name(name)}")
 
-# %% ../nbs/07b_runs.ipynb #239cf247
+# %% ../nbs/07b_runs.ipynb #316bf317
 @cache
 def _parser(kind: type) -> jsonargparse.ArgumentParser:
     "Knows the fields of a section, their types and their defaults."
@@ -245,22 +246,25 @@ def make_config(
     a value out of its range.
     """
     nested, default, sections = {f.name: {} for f in fields(TrainConfig)}, TrainConfig(), {}
+    kinds = {name: type(getattr(default, name)) for name in nested}
     for name, value in _flat(settings, where):
         section, key = name.split(".")
         nested[section][key] = value
-    for section, given in nested.items():
-        kind = type(getattr(default, section))
-        try:
-            sections[section] = kind(**_parser(kind).parse_object(given).as_dict())
-        except ValueError as error:
-            raise ValueError(str(error) if where == "config" else f"{where}: {error}") from None
-        except jsonargparse.ArgumentError as error:
-            found, known = re.search(r'Parser key "(\w+)"', str(error)), config_fields()
-            if not found or (name := f"{section}.{found[1]}") not in known:
-                raise ValueError(f"{where}: {section}: {' '.join(str(error).split())}") from None
-            rule = type_in_words(known[name][0])
-            raise ValueError(f"{where}: {name}={given[found[1]]!r} must be {rule}") from None
-    return TrainConfig(**sections)
+    try:
+        for section, given in nested.items():
+            sections[section] = kinds[section](**_parser(kinds[section]).parse_object(given).as_dict())
+        return TrainConfig(**sections)
+    except ValueError as error:  # OptimConfig: lr=... is optim.lr=... to who wrote a recipe
+        rule = str(error)
+        for section, kind in kinds.items():
+            rule = re.sub(f"^{kind.__name__}: ", f"{section}.", rule)
+        raise ValueError(f"{where}: {rule}") from None
+    except jsonargparse.ArgumentError as error:
+        found, known = re.search(r'Parser key "(\w+)"', str(error)), config_fields()
+        if not found or (name := f"{section}.{found[1]}") not in known:
+            raise ValueError(f"{where}: {section}: {' '.join(str(error).split())}") from None
+        rule = type_in_words(known[name][0])
+        raise ValueError(f"{where}: {name}={given[found[1]]!r} must be {rule}") from None
 
 # %% ../nbs/07b_runs.ipynb #c6d587af
 def read_config(
@@ -351,7 +355,7 @@ def whole_directory(
             for folder in made:
                 folder.rmdir()  # only if nothing came to lie in it
 
-# %% ../nbs/07b_runs.ipynb #487d79b7
+# %% ../nbs/07b_runs.ipynb #216786d3
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -380,6 +384,8 @@ def save_checkpoint(
         state = {"format": "tinygpt.checkpoint", "version": 1, "step": step}
         state |= {"model": asdict(model.cfg), "optimizers": [type(each).__name__ for each in optimizers]}
         state |= {"facts": facts, "sha256": {}}
+        if how := getattr(model, "quantization", None):  # chapter 14: read back by `load`
+            state["quantization"] = how
         for name, tensors in files.items():
             (part / name).touch()  # with the rights that a new file has here
             try:
@@ -390,7 +396,7 @@ def save_checkpoint(
         write_json(part / "state.json", sealed(state))
     return path
 
-# %% ../nbs/07b_runs.ipynb #d5ee537d
+# %% ../nbs/07b_runs.ipynb #9d57f4f2
 def read_facts(path: Path, kind: str) -> dict:
     "A JSON file of ours, of the kind that it should be. Raises FileNotFoundError or ValueError, each in one line."
     try:
@@ -445,6 +451,13 @@ def load_checkpoint(
     """
     path, params = Path(path), dict(model.named_parameters())
     state = read_facts(path / "state.json", "tinygpt.checkpoint")
+    if state.get("quantization") != getattr(model, "quantization", None):
+        raise ValueError(
+            f"{path}: its weights are stored in few bits; they can be read (tinygpt.load), not trained further; "
+            "start from the float checkpoint"
+            if "quantization" in state
+            else f"{path}: its weights are floats, the model's are stored in few bits; load it with tinygpt.load"
+        )
     tensors = _read_tensors(path / "model.safetensors", state)
     for name in sorted(tensors.keys() ^ params.keys()):
         fault = "is not part of this model" if name in tensors else "is missing"
@@ -460,7 +473,7 @@ def load_checkpoint(
         p.copy_(tensors[name])
     return state
 
-# %% ../nbs/07b_runs.ipynb #f894ec52
+# %% ../nbs/07b_runs.ipynb #919dcb47
 def checkpoint_dirs(run_dir: str | Path) -> list[Path]:
     "The checkpoints of a run, oldest first."
     found = [path for path in Path(run_dir, "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
@@ -507,8 +520,12 @@ def load(
     "A trained model, ready to use, and its tokenizer. Raises FileNotFoundError or ValueError, each in one line."
     path = find_checkpoint(name)
     state = read_facts(path / "state.json", "tinygpt.checkpoint")
-    model = GPT(GPTConfig(**state["model"]))
+    model, how = GPT(GPTConfig(**state["model"])), state.get("quantization")
+    if how:  # chapter 14 comes later: asked for only by a checkpoint that needs it
+        quantization = import_module("tinygpt.quantization")
+        model = quantization.hollow(model, **how)
     load_checkpoint(path, model)
+    model = quantization.settle(model) if how else model
     tokenizer = load_tokenizer(path.resolve().parents[1] / "tokenizer.json")
     if tokenizer.fingerprint != state["facts"].get("tokenizer", tokenizer.fingerprint):
         raise ValueError(f"{path}: trained with another tokenizer than the tokenizer.json of its run; restore that")
@@ -523,12 +540,13 @@ def read_run_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path / 'config.yaml'}: cut short, its end mark is missing; restore it")
     return read_config(path / "config.yaml")
 
-# %% ../nbs/07b_runs.ipynb #027421bd
+# %% ../nbs/07b_runs.ipynb #f9f92222
 def pack_run(
     run_dir: str | Path,
     out_dir: str | Path,  # must not exist yet
     dtype: torch.dtype = torch.float16,  # of the weights on the disk; `load` makes them float32 again
     metrics_every: int = 50,  # steps between the training losses that are kept; validations all are
+    change: Callable[[GPT], GPT] | None = None,  # e.g. lambda model: quantize(model, bits=4)
 ) -> Path:
     """Copy what is needed to use a run's best model and to know how it came about.
 
@@ -537,6 +555,7 @@ def pack_run(
     run_dir, out_dir = Path(run_dir), Path(out_dir)
     checkpoint = find_checkpoint(run_dir)
     model, _ = load(run_dir)
+    model = change(model) if change else model
     state = read_facts(checkpoint / "state.json", "tinygpt.checkpoint")
     header, *rows = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     kept = [row for row in rows if "val_loss" in (facts := json.loads(row)) or facts["step"] % metrics_every == 0]
@@ -547,9 +566,10 @@ def pack_run(
         (part / "metrics.jsonl").write_text("\n".join([header, *kept, ""]), encoding="utf-8")
     return out_dir
 
-# %% ../nbs/07b_runs.ipynb #84e06678
+# %% ../nbs/07b_runs.ipynb #fcd1a2d3
 MAY_CHANGE = (  # none of these changes what a step computes, but for its rounding
-    "data.source", "optim.accumulate", "run.out_dir", "run.device", "run.compile", "run.gradient_checkpointing",
+    "data.source",  # where the same tokens lie now: chapter 08 compares them
+    "optim.accumulate", "run.out_dir", "run.device", "run.compile", "run.gradient_checkpointing",
     "run.n_threads", "run.log_every", "run.eval_every", "run.eval_docs", "run.sample_every", "run.checkpoint_every",
     "run.keep_checkpoints", "run.tensorboard", "run.max_minutes", "run.fit_minutes",
 )
@@ -565,8 +585,7 @@ def learning_rate(optim: OptimConfig, step: int) -> float:
 
 def config_changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple]:
     "The fields in which two configurations differ, by dotted name: (before, after)."
-    old, new = ({name: (getattr(getattr(c, name.split(".")[0]), name.split(".")[1])) for name in config_fields()}
-                for c in (before, after))
+    old, new = (dict(_flat(asdict(config), "config")) for config in (before, after))
     return {name: (old[name], new[name]) for name in old if old[name] != new[name]}
 
 
