@@ -20,7 +20,7 @@ _HOMES = {
     "generation": ["generate", "generate_text", "stream", "stream_text"],
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
-            "evaluation", "sampling", "cache", "generation", "looking", "telling", "doctor", "cli")
+            "evaluation", "exams", "sampling", "cache", "generation", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

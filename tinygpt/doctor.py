@@ -125,7 +125,7 @@ def look_at_machine() -> Iterator[Finding]:
 def look_at_shipped() -> Iterator[Finding]:
     "Whether corpora, recipes and models that travel with the package are there and can be read."
     from tinygpt.data import shipped_names
-    from tinygpt.evaluation import read_cases
+    from tinygpt.exams import read_cases
     from tinygpt.runs import load, read_config, recipes, shipped_models
     from tinygpt.worlds import load_rungs, shipped
 

@@ -19,9 +19,8 @@ import torch
 # %% ../nbs/23b_looking.ipynb #1bef7233
 from .cli import Chosen, Parser, choose_model, floor_lines, nearest, split_overrides, whole
 from .data import Batch, TokenDataset, shipped_names
-from tinygpt.evaluation import (
-    Case, Evaluation, as_table, evaluate_text, list_checkpoints, rank_checkpoints, read_cases, run_cases, summarize_cases,
-)
+from .evaluation import Evaluation, evaluate_text
+from .exams import Case, as_table, list_checkpoints, rank_checkpoints, read_cases, run_cases, summarize_cases
 from .generation import generate_text
 from .machine import backward, fastest_threads, memory_free, memory_needed, pick_device
 from .model import GPT, PRESETS, human, profile
