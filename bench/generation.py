@@ -159,17 +159,21 @@ def race(writers: dict[str, Write], ids: Tensor, n_new: int, rounds: int, patien
     return timings
 
 
-MATRIX = {"aten::mm": 0, "aten::addmm": 1, "aten::linear": 0}  # operator -> which input has a row for every token
+PRODUCTS = {  # operator -> which inputs are the rows and the matrix
+    "aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::mv": (1, 0), "aten::addmv": (2, 1),
+    "mkldnn::_linear_pointwise": (0, 1), "aten::mkldnn_linear": (0, 1),
+}  # fmt: skip
 CHOICE = ("aten::argmax", "aten::amax", "aten::max", "aten::topk", "aten::_local_scalar_dense")
 
 
 def kind_of(op: str, shapes: list[list[int]], n_tokens: int, n_prompt: int, vocab_size: int) -> str | None:
     "The part of a step that an operator belongs to, by its name and its inputs' shapes; None: the rest, or the prompt."
-    if op in ("aten::mv", "aten::addmv") or op in MATRIX:
-        if n_prompt > 1 and op in MATRIX and n_tokens in shapes[MATRIX[op]][:-1]:
-            return None  # as many rows as the prompts have tokens
-        return "head" if any(vocab_size in shape for shape in shapes) else "matrices"
-    if op.startswith("aten::_scaled_dot_product") or op in ("aten::bmm", "aten::baddbmm", "aten::_softmax"):
+    if op in PRODUCTS:
+        rows, matrix = (shapes[i] for i in PRODUCTS[op])
+        if n_prompt > 1 and n_tokens in rows[:-1] or min(matrix) == 1:
+            return None  # as many rows as the prompts have tokens; no matrix of weights
+        return "head" if vocab_size in matrix else "matrices"
+    if op.startswith("aten::_scaled_dot_product") or op in ("aten::baddbmm", "aten::_softmax"):
         return None if n_prompt > 1 and n_prompt == shapes[0][-2] else "attention"
     return "choice" if op in CHOICE else None
 
