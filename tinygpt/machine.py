@@ -77,13 +77,13 @@ def trusted_device(
         progress.say(f"{device} is passed over: it {fault}")
     return torch.device("cpu")
 
-# %% ../nbs/07c_machine.ipynb #e6e5035a
+# %% ../nbs/07c_machine.ipynb #a871e3a4
 def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     "A context in which products are computed in `run.dtype`, and sums in float32."
     dtype = getattr(torch, config.run.dtype)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
-
+# %% ../nbs/07c_machine.ipynb #0b326d97
 class LossScaler:
     "Lifts the gradients of float16 out of the range where they become zero. arXiv:1710.03740, sec. 3.2."
 
@@ -113,7 +113,7 @@ class LossScaler:
             self.scale *= 2
         return fine
 
-# %% ../nbs/07c_machine.ipynb #57bf6a9c
+# %% ../nbs/07c_machine.ipynb #adb4f3ac
 def backward(
     loss_of: Callable[..., Tensor],  # `model.loss`, or its compiled form
     batch: Batch,  # on the processor
@@ -122,14 +122,14 @@ def backward(
     scale: float = 1.0,
 ) -> tuple[Tensor, int]:  # mean loss over the batch's targets, and how many there are
     "Add the gradient of a batch to the parameters, in `optim.accumulate` pieces that weigh what they hold."
-    n, total = -(-len(batch.ids) // config.optim.accumulate), 0.0
-    counts = (batch.targets >= 0).sum(1).split(n)
-    n_targets = int(sum(map(torch.sum, counts)))
-    for i, count in enumerate(counts):
-        piece = Batch(*(x if x is None else x[i * n : (i + 1) * n] for x in batch))
+    n, total = math.ceil(len(batch.ids) / config.optim.accumulate), 0.0  # n sequences in a piece
+    n_targets = int((batch.targets >= 0).sum())
+    for start in range(0, len(batch.ids), n):
+        piece = Batch(*(x if x is None else x[start : start + n] for x in batch))
+        share = int((piece.targets >= 0).sum()) / n_targets
         ids, targets, doc_ids, positions = piece.to(device)
         with precision(config, device):
-            loss = loss_of(ids, targets, positions, doc_ids) * (int(count.sum()) / n_targets)
+            loss = loss_of(ids, targets, positions, doc_ids) * share
         (loss * scale).backward()
         total = total + loss.detach()
     return total, n_targets
