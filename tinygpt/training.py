@@ -7,7 +7,7 @@ __all__ = ['bits_per_byte_per_nat', 'validate', 'make_tokenizer', 'prepare_token
            'create_run', 'Run', 'run_data', 'open_run', 'Progress', 'ProgressBar', 'read_metrics', 'corpus_rungs',
            'plot_run', 'draw_summary', 'resume', 'train']
 
-# %% ../nbs/08_training.ipynb #8f3c3280
+# %% ../nbs/08_training.ipynb #9c3f4cd6
 import json
 import math
 import os
@@ -25,6 +25,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import tinygpt.data
+import tinygpt.tokenizer
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -159,7 +161,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #9a110626
+# %% ../nbs/08_training.ipynb #f8538262
 def _free_directory(config: TrainConfig) -> Path:
     "Where a new run goes. Raises ValueError if something is there."
     if config.run.out_dir is None:
@@ -179,15 +181,24 @@ def _check_tensorboard(config: TrainConfig) -> None:
         raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
 
 
+def _in_words(text: str) -> str:
+    "An error in the words of a recipe: `prepare: val_frac=...` becomes `config: data.val_frac=...`."
+    where, _, rest = text.partition(": ")
+    if where.partition(".")[0] in [*tinygpt.data.__all__, *tinygpt.tokenizer.__all__]:
+        text = rest  # who wrote a recipe knows its fields, not our functions
+    is_field = f"data.{text.partition('=')[0]}" in config_fields()
+    return f"config: data.{text}" if is_field else text
+
+
 @contextmanager
 def _named_as(out: Path, part: Path) -> Iterator[None]:
-    "Errors name the directory that was asked for, not the one in the making."
+    "Errors name what was asked for: fields, not functions; the directory of the run, not the one in the making."
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
         if getattr(error, "errno", None):
             raise
-        raise type(error)(str(error).replace(str(part), str(out))) from None
+        raise type(error)(_in_words(str(error)).replace(str(part), str(out))) from None
 
 
 def create_run(
@@ -266,7 +277,7 @@ def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[Tok
     data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
     return TokenDataset(data_dir / "train", tokenizer), TokenDataset(data_dir / "val", tokenizer)
 
-# %% ../nbs/08_training.ipynb #180c1e8e
+# %% ../nbs/08_training.ipynb #32f28738
 def _restore(run: Run, checkpoint: Path) -> None:
     "Bring a run to where a checkpoint left it. Raises ValueError or FileNotFoundError."
     others = [path.name for path in checkpoint_dirs(run.path) if path != checkpoint]
@@ -295,9 +306,11 @@ def open_run(
 ) -> Run:
     "Open a run where its last checkpoint left it. Raises FileNotFoundError or ValueError, each in one line."
     path = Path(run_dir)
-    before, tokenizer = read_run_config(path), load_tokenizer(path / "tokenizer.json")
+    before = read_run_config(path)
     config = config or before
-    train_set, val_set = run_data(path, config, tokenizer)
+    with _named_as(path, path):
+        tokenizer = load_tokenizer(path / "tokenizer.json")
+        train_set, val_set = run_data(path, config, tokenizer)
     if config.model.vocab_size != tokenizer.vocab_size:
         found = f"model.vocab_size={config.model.vocab_size}"
         raise ValueError(f"{path}: {found} is not the {tokenizer.vocab_size} of its tokenizer; restore it")
@@ -440,7 +453,7 @@ def _fault(losses: list[float], norms: list[float], skips: bool) -> _Fault:
             return _Fault(i, "gradient is infinite or no longer a number")
     return _Fault(len(losses))
 
-# %% ../nbs/08_training.ipynb #d5bbd3dc
+# %% ../nbs/08_training.ipynb #9906c9fb
 class _Observer:
     "What happens between the steps: metrics, validation, samples, checkpoints."
 
@@ -495,7 +508,9 @@ class _Observer:
         run, step, settings, is_best = self.run, self.run.step, self.run.config.run, False
         due = lambda every: bool(every) and (step == run.config.optim.steps or step % every == 0)
         self.log()
-        early = lambda every: {} if due(every) else {"early": True}  # at a time limit: a run that goes on forgets it
+        # A time limit ends a run between its beats. What is measured then is marked, and forgotten by a run that goes on:
+        # one that was never interrupted has no such line.
+        early = lambda every: {} if due(every) else {"early": True}
         if due(settings.eval_every) or ending:
             found = self.evaluate(run.model, run.val_set)
             row = {"step": step} | {f"val_{name}": value for name, value in found.items()}
