@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import tinygpt
+from tinygpt import decode
 from tinygpt.interop import from_hf
 
 SIZES = {
@@ -94,9 +94,9 @@ def theirs_with(model, cache: str | None, compiled: bool = False) -> Write:
     return write
 
 
-def ours_with(model, compiled: bool = False) -> Write:
+def ours_with(model, **options) -> Write:
     def write(ids: Tensor, n_new: int) -> Tensor:
-        return tinygpt.generate(model, ids, n_new, temperature=0)
+        return tinygpt.generate(model, ids, n_new, temperature=0, **options)
 
     return write
 
@@ -104,7 +104,9 @@ def ours_with(model, compiled: bool = False) -> Write:
 def contestants(theirs, ours, compiled: bool) -> dict[str, Write]:
     out = {"ours": ours_with(ours), "dynamic": theirs_with(theirs, None), "static": theirs_with(theirs, "static")}
     if compiled:
-        out |= {"ours compiled": ours_with(ours, True), "compiled": theirs_with(theirs, "static", True)}
+        out["compiled"] = theirs_with(theirs, "static", True)
+        if reader := getattr(decode, "compiled_reader", None):
+            out["ours compiled"] = ours_with(ours, reader=reader)
     return out
 
 
@@ -188,15 +190,15 @@ def where(write: Write, ids: Tensor, n_new: int, timing: Timing, vocab_size: int
         if kind:
             groups.setdefault((kind, event.name, str(event.input_shapes)), []).append(event.self_cpu_time_total / 1e6)
     out = dict.fromkeys(PARTS, 0.0)
-    for (kind, *_), times in groups.items():  # the median: a call that was interrupted says nothing
-        out[kind] += statistics.median(times) * len(times)
+    for (kind, *_), times in groups.items():  # the lower quartile: a call that was interrupted says nothing
+        out[kind] += sorted(times)[len(times) // 4] * len(times)
     for kind in ("head", "choice"):  # the prompt ends with one of each, too
         out[kind] *= n_steps / (n_steps + 1)
     grown = (ids.shape[1] + n_new / 2) / (ids.shape[1] + n_steps / 2)  # keys in all steps by keys in these
     out = {k: v * (n_new - 1) / max(n_steps, 1) * (grown if k == "attention" else 1) for k, v in out.items()}
     out["prompt"] = timing.prompt
     out["rest"] = max(timing.whole - sum(out.values()), 0.0)
-    return {k: v / timing.whole for k, v in out.items()}
+    return {k: v / max(timing.whole, sum(out.values())) for k, v in out.items()}
 
 
 # --- are the texts equal? ---------------------------------------------------------------------------------------------

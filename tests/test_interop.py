@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -278,3 +280,52 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path):
     with pytest.raises(ValueError, match=r"^from_hf: [^\n]*$"):
         from_hf(tmp_path)
     shutil.rmtree(tmp_path)
+
+
+# --- bench/generation.py ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    "The benchmark with a model so small that it runs in no time."
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+    import generation
+
+    tiny = dict(vocab_size=67, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    monkeypatch.setitem(generation.SIZES, "small", tiny)
+    monkeypatch.setattr(generation, "read_speed", lambda: 1e9)
+    yield generation
+    sys.path.pop(0)
+
+
+SHORT = ["--sizes", "small", "--batches", "1", "3", "--prompts", "5", "--new", "9", "--repeats", "2", "--threads", "1"]
+
+
+def test_the_benchmark_compares_equal_texts(bench, capsys):
+    assert bench.main(SHORT) == 0
+    page = capsys.readouterr().out
+    assert page.count("hf dynamic") == page.count("hf static") == 2 and "all texts equal" in page
+    assert "3 of 9 tokens" in page and "times transformers' best eager" in page
+
+
+def test_the_benchmark_notices_another_text(bench, capsys, monkeypatch):
+    def wrong(model):
+        right = bench.theirs_with(bench.make_theirs("small"), None)
+
+        def write(ids, n_new):
+            out = right(ids, n_new).clone()
+            out[0, -1] = (out[0, -1] + 1) % 67
+            return out
+
+        return write
+
+    monkeypatch.setattr(bench, "ours_with", wrong)
+    assert bench.main(SHORT) == 1
+    assert "1 of 3 texts part" in (page := capsys.readouterr().out) and "NOT EQUAL" in page
+
+
+@pytest.mark.parametrize("wrong", ["--prompts 0", "--new 0", "--prompts 1000", "--sizes large", "--threads -1"])
+def test_the_benchmark_refuses_what_it_cannot_run(bench, wrong, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(wrong.split())
+    assert stopped.value.code == 2 and "error" in capsys.readouterr().err
