@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/07_optim.ipynb #bef9848b
+# %% ../nbs/07_optim.ipynb #b95c56f9
 def adamw_update(
     p: Tensor,  # the parameter, changed in place
     grad: Tensor,  # its gradient
@@ -28,8 +28,8 @@ def adamw_update(
     "One AdamW update of one parameter. arXiv:1711.05101, alg. 2; a schedule acts through `lr`."
     beta1, beta2 = betas
     p.mul_(1 - lr * weight_decay)  # decay the weight itself, not its gradient
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    exp_avg.lerp_(grad, 1 - beta1)  # m = beta1 m + (1 - beta1) g
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # v = beta2 v + (1 - beta2) g²
     mean_scale = 1 - beta1**step  # both averages start at zero: undo that
     square_scale = math.sqrt(1 - beta2**step)
     p.addcdiv_(exp_avg, exp_avg_sq.sqrt().div_(square_scale).add_(eps), value=-lr / mean_scale)
