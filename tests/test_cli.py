@@ -241,21 +241,25 @@ def test_interactive(run, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own")
-def test_on_a_terminal_it_streams_and_asks(run):
-    "In a real terminal: the prompt sign, a text, Ctrl-D, exit code 0."
+def test_on_a_terminal_it_asks_and_remembers(run):
+    "In a real terminal: a prompt mended with the arrow key, then called back with another, Ctrl-D, exit code 0."
     import pty
 
+    pytest.importorskip("readline")
     master, slave = pty.openpty()
-    with subprocess.Popen([*TINYGPT, "generate", "run", "--interactive", "--seed", "3"], stdin=slave, stdout=slave, stderr=slave) as child:
+    command = [*TINYGPT, "generate", "run", "--interactive", "--temperature", "0", "--max_new_tokens", "9"]
+    said = b""
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"}) as child:
         os.close(slave)
-        os.write(master, b"Ann has a\n")
-        said = b""
-        while said.count(b"> ") < 2:
-            said += os.read(master, 1000)
-        os.write(master, b"\x04")
+        for typed in (b"Ann hs a\x1b[D\x1b[D\x1b[Da\n", b"\x1b[A\n", b"\x04"):
+            n_asked = said.count(b"> ")
+            while said.count(b"> ") == n_asked:
+                said += os.read(master, 1000)
+            os.write(master, typed)
         assert child.wait(60) == 0
     os.close(master)
-    assert b"Ctrl-D" in said and said.count(b"Ann has a") >= 2 and b"Traceback" not in said
+    texts = [line for line in said.decode().splitlines() if line.startswith("Ann has a ")]
+    assert len(texts) == 2 and texts[0] == texts[1] and "Ctrl-D" in said.decode() and "Traceback" not in said.decode()
 
 
 def test_one_text_is_streamed_on_a_terminal_alone(run, capsys, monkeypatch):
