@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinygpt import interop
 from tinygpt.generation import generate
 from tinygpt.interop import ROPE_KEYS, config_from_hf, from_hf
 from tinygpt.rope import SCALINGS
@@ -170,6 +171,13 @@ def test_it_shares_nothing_with_the_model_given_and_learns(family):
     optimizer.step()
     assert ours.loss(ids[:, :-1], ids[:, 1:]) < first
     assert all(torch.equal(w, before[k]) for k, w in theirs.state_dict().items())
+
+
+def test_a_model_from_the_disk_is_not_held_twice(monkeypatch):
+    theirs = make("llama")
+    monkeypatch.setattr(interop, "open_hf", lambda source: theirs)
+    places = {w.data_ptr() for w in theirs.parameters()}
+    assert all(p.data_ptr() in places for p in from_hf("a-name").parameters())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
