@@ -306,7 +306,7 @@ def bench(monkeypatch):
     sys.path.pop(0)
 
 
-SHORT = ["--sizes", "small", "--batches", "1", "3", "--prompts", "5", "--new", "9", "--repeats", "2", "--threads", "1"]
+SHORT = ["--sizes", "small", "--batches", "1", "3", "--prompts", "5", "--new", "9", "--repeats", "1", "--threads", "1"]
 
 
 def test_the_benchmark_compares_equal_texts(bench, capsys):
