@@ -324,3 +324,14 @@ def test_weights_in_few_bits_are_packed_read_and_not_trained(tmp_path):
         runs.load_checkpoint(runs.find_checkpoint(packed), model)
     with pytest.raises(ValueError, match="load it with tinygpt.load"):
         runs.load_checkpoint(runs.find_checkpoint("tales"), light)
+
+
+@pytest.mark.parametrize("field, value, said", [
+    ("optim.lr", -1, "config: optim.lr=-1.0 must be above 0"),
+    ("model.n_heads", 5, "config: model.n_heads=5 does not divide d_model=96"),
+    ("optim.accumulate", 99, "config: optim.accumulate=99 cuts data.batch_size=32"),
+    ("data.val_frac", 2, "config: data.val_frac=2.0 must lie between 0 and 1"),
+])
+def test_a_wrong_value_is_named_as_it_was_written(field, value, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        make_config({field: value})

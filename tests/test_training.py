@@ -449,3 +449,16 @@ def test_what_cannot_begin_leaves_nothing(settings, tmp_path, changes, said):
         train(config)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_what_a_new_run_refuses_is_said_of_its_fields(tmp_path):
+    (tmp_path / "short.txt").write_text("One short line.\nAnother one.\n" * 3)
+    for settings, said in (
+        ({"data.source": "nowhere.txt"}, "config: data.source='nowhere.txt' is no file"),
+        ({"data.source": str(tmp_path / "short.txt"), "data.tokenizer": "byte"}, f"{tmp_path}/run/data/train: n_tokens="),
+    ):
+        config = make_config(settings | {"run.out_dir": str(tmp_path / "run"), "run.device": "cpu"})
+        with pytest.raises((ValueError, FileNotFoundError)) as found:
+            training.create_run(config)
+        assert str(found.value).startswith(said), found.value
+        assert not (tmp_path / "run").exists()

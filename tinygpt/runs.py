@@ -396,7 +396,7 @@ def save_checkpoint(
         write_json(part / "state.json", sealed(state))
     return path
 
-# %% ../nbs/07b_runs.ipynb #9d57f4f2
+# %% ../nbs/07b_runs.ipynb #2f11f2c2
 def read_facts(path: Path, kind: str) -> dict:
     "A JSON file of ours, of the kind that it should be. Raises FileNotFoundError or ValueError, each in one line."
     try:
@@ -413,7 +413,7 @@ def read_facts(path: Path, kind: str) -> dict:
         raise ValueError(f"{path}: not what its checksum says; it was changed, use another checkpoint")
     return value
 
-
+# %% ../nbs/07b_runs.ipynb #ed37417a
 def _read_tensors(path: Path, state: dict) -> dict[str, Tensor]:
     "Tensors whose content has its checksum. Raises FileNotFoundError or ValueError."
     if not path.is_file():

@@ -161,26 +161,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #f8538262
-def _free_directory(config: TrainConfig) -> Path:
-    "Where a new run goes. Raises ValueError if something is there."
-    if config.run.out_dir is None:
-        name, n = Path(config.data.source).stem or "run", 1
-        while (out := Path("runs", name if n == 1 else f"{name}-{n}")).exists():
-            n += 1
-        return out
-    out = Path(config.run.out_dir)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"config: run.out_dir={str(out)!r} exists; name a new one, or go on with --resume {out}")
-    return out
-
-
-def _check_tensorboard(config: TrainConfig) -> None:
-    "Raises ValueError if it is asked for and not there."
-    if config.run.tensorboard and find_spec("tensorboard") is None:
-        raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
-
-
+# %% ../nbs/08_training.ipynb #b9971276
 def _in_words(text: str) -> str:
     "An error in the words of a recipe: `prepare: val_frac=...` becomes `config: data.val_frac=...`."
     where, _, rest = text.partition(": ")
@@ -200,6 +181,24 @@ def _named_as(out: Path, part: Path) -> Iterator[None]:
             raise
         raise type(error)(_in_words(str(error)).replace(str(part), str(out))) from None
 
+# %% ../nbs/08_training.ipynb #08bd3880
+def _free_directory(config: TrainConfig) -> Path:
+    "Where a new run goes. Raises ValueError if something is there."
+    if config.run.out_dir is None:
+        name, n = Path(config.data.source).stem or "run", 1
+        while (out := Path("runs", name if n == 1 else f"{name}-{n}")).exists():
+            n += 1
+        return out
+    out = Path(config.run.out_dir)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"config: run.out_dir={str(out)!r} exists; name a new one, or go on with --resume {out}")
+    return out
+
+
+def _check_tensorboard(config: TrainConfig) -> None:
+    "Raises ValueError if it is asked for and not there."
+    if config.run.tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("run.tensorboard=True needs a package that is missing; pip install tensorboard, or leave it out")
 
 def create_run(
     config: TrainConfig,
@@ -438,7 +437,7 @@ def _rewind(run: Run) -> None:
         kept = [p for p in parts if (found := re.match(r"## step (\d+)\n", p)) and int(found[1]) <= run.step]
         write_atomically(samples, "".join(kept))
 
-# %% ../nbs/08_training.ipynb #0460a2ad
+# %% ../nbs/08_training.ipynb #82d29bfd
 class _Fault(NamedTuple):
     index: int  # of the first step that is not fine; their number where all are
     what: str = ""
@@ -453,7 +452,16 @@ def _fault(losses: list[float], norms: list[float], skips: bool) -> _Fault:
             return _Fault(i, "gradient is infinite or no longer a number")
     return _Fault(len(losses))
 
-# %% ../nbs/08_training.ipynb #9906c9fb
+
+def _rows(first: int, losses: list[float], norms: list[float], others: list[dict], to_bits: float) -> list[dict]:
+    "Metrics, a row for each loss: that of step `first`, and those after it."
+    return [
+        {"step": first + i, "loss": loss, "bits_per_byte": loss * to_bits, "grad_norm": norm if math.isfinite(norm) else None}
+        | more
+        for i, (loss, norm, more) in enumerate(zip(losses, norms, others))
+    ]
+
+# %% ../nbs/08_training.ipynb #d060426e
 class _Observer:
     "What happens between the steps: metrics, validation, samples, checkpoints."
 
@@ -487,11 +495,7 @@ class _Observer:
         "One line of metrics for each step since the last call. Raises FloatingPointError for NaN and infinity."
         losses, norms = torch.stack(self.losses + self.norms).view(2, -1).tolist()
         fault, first = _fault(losses, norms, self.run.scaler.on), self.run.step - len(losses) + 1
-        rows = [
-            {"step": i, "loss": loss, "bits_per_byte": loss * self.to_bits,
-             "grad_norm": norm if math.isfinite(norm) else None} | others
-            for i, loss, norm, others in zip(range(first, first + fault.index), losses, norms, self.others)
-        ]
+        rows = _rows(first, losses[: fault.index], norms, self.others, self.to_bits)
         self.write(*rows)
         if fault.what:
             raise FloatingPointError(
