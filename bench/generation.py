@@ -162,31 +162,32 @@ def race(writers: dict[str, Write], ids: Tensor, n_new: int, rounds: int, patien
 
 
 PRODUCTS = {  # operator -> which inputs are the rows and the matrix
-    "aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::mv": (1, 0), "aten::addmv": (2, 1),
-    "mkldnn::_linear_pointwise": (0, 1), "aten::mkldnn_linear": (0, 1),
+    "aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::mv": (1, 0), "aten::addmv": (2, 1), "aten::bmm": (0, 1),
+    "aten::baddbmm_": (1, 2), "mkldnn::_linear_pointwise": (0, 1), "aten::mkldnn_linear": (0, 1),
 }  # fmt: skip
 CHOICE = ("aten::argmax", "aten::amax", "aten::max", "aten::topk", "aten::_local_scalar_dense")
 
 
-def kind_of(op: str, shapes: list[list[int]], n_tokens: int, n_prompt: int, vocab_size: int) -> str | None:
+def kind_of(op: str, shapes: list[list[int]], n_tokens: int, n_prompt: int, cfg) -> str | None:
     "The part of a step that an operator belongs to, by its name and its inputs' shapes; None: the rest, or the prompt."
     if op in PRODUCTS:
         rows, matrix = (shapes[i] for i in PRODUCTS[op])
-        if n_prompt > 1 and n_tokens in rows[:-1] or min(matrix) == 1:
-            return None  # as many rows as the prompts have tokens; no matrix of weights
-        return "head" if vocab_size in matrix else "matrices"
-    if op.startswith("aten::_scaled_dot_product") or op in ("aten::baddbmm", "aten::_softmax"):
+        if n_prompt > 1 and n_tokens in rows[:-1] or min(matrix[-2:]) <= cfg.head_width:
+            return None  # as many rows as the prompts have tokens; a rotation, or a sum of squares
+        pieces = matrix[0] if len(matrix) == 3 else 1  # each thread has one
+        return "head" if cfg.vocab_size in (*matrix, pieces * matrix[-1]) else "matrices"
+    if op.startswith("aten::_scaled_dot_product") or op == "aten::_softmax":
         return None if n_prompt > 1 and n_prompt == shapes[0][-2] else "attention"
     return "choice" if op in CHOICE else None
 
 
-def where(write: Write, ids: Tensor, n_new: int, timing: Timing, vocab_size: int) -> dict[str, float]:
+def where(write: Write, ids: Tensor, n_new: int, timing: Timing, cfg) -> dict[str, float]:
     "Shares of the whole call: the prompt, and each part of a step times the number of steps."
     n_steps, groups = min(N_PROFILED, n_new - 1), {}
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:
         write(ids, 1 + n_steps)
     for event in watched.events():
-        kind = kind_of(event.name, event.input_shapes, ids.numel(), ids.shape[1], vocab_size)
+        kind = kind_of(event.name, event.input_shapes, ids.numel(), ids.shape[1], cfg)
         if kind:
             groups.setdefault((kind, event.name, str(event.input_shapes)), []).append(event.self_cpu_time_total / 1e6)
     out = dict.fromkeys(PARTS, 0.0)
@@ -256,7 +257,7 @@ def measure(size: str, args, speed: float) -> tuple[bool, list[str]]:
             ids = torch.randint(1, ours.cfg.vocab_size, (batch, n_prompt), generator=g)
             timings = race(writers, ids, args.new, args.repeats, args.patience)
             shown = [n for n in ("ours", "dynamic") if n in timings]
-            shares = {n: where(writers[n], ids, args.new, timings[n], ours.cfg.vocab_size) for n in shown}
+            shares = {n: where(writers[n], ids, args.new, timings[n], ours.cfg) for n in shown}
             report(size, ours.cfg, batch, n_prompt, args.new, timings, shares, speed)
             base = timings["dynamic"].text
             n_kinds = torch.unique(base[:, n_prompt:]).numel()
