@@ -231,6 +231,22 @@ def test_a_new_seed_each_time_and_it_is_shown(run, capsys):
     assert second.out == first.out and second.err == ""
 
 
+def test_a_draft_changes_no_word_and_few_bits_hardly_one(run, here, capsys):
+    argv = ["generate", "run", "--prompts", "prompts.txt", "--temperature", "0"]
+    (here / "prompts.txt").write_text("Ann\nBob has a\nDot\n")
+    assert main(argv) == 0
+    plain = capsys.readouterr()
+    for more in (["--draft", "lookup"], ["--draft", "run", "--n_draft", "7"]):
+        assert main([*argv, *more]) == 0
+        out = capsys.readouterr()
+        assert out.out == plain.out and re.search(r"[\d,]+ tokens in [\d,]+ calls of the model", out.err)
+    assert main([*argv, "--quantize", "int8"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(plain.out.splitlines())
+    assert main(["generate", "run", "--quantize", "int4", "--draft", "run", "--seed", "1", "--json"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["text"] and out.err == ""
+
+
 def test_interactive(run, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Ann has\nZoe\n\nBob"))
     assert main(["generate", "run", "--interactive", "--seed", "3", "--max_new_tokens", "9"]) == 0

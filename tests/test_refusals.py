@@ -260,6 +260,8 @@ SAMPLING = [
     ("--frequency_penalty 3", "frequency_penalty=3.0"), ("--presence_penalty -3", "presence_penalty=-3.0"), ("--max_new_tokens -1", "max_new_tokens -1"),
     ("--stop=", "stop"), ("--seed -1", "--seed -1"), ("--seed 99999999999999999999", "--seed"), ("--n 0", "--n 0"), ("--sliding", "--max_new_tokens"),
     ("--prompt=", "--prompt is empty"), ("--prompts empty.txt", "holds no prompts"), ("--prompts nowhere.txt", "nowhere.txt"), ("--prompts binary", "not UTF-8"),
+    ("--draft lookup --n_draft 0", "--n_draft 0"), ("--n_draft 3", "give --draft MODEL"), ("--quantize int2", "'int2'"),
+    ("--draft lookup --sliding --max_new_tokens 9", "a draft cannot slide"), ("--top_p 0", "top_p=0.0"),
     ("--prompts rows.jsonl", "rows.jsonl, line 2"), ("--prompts run", "run"), ("--interactive --prompt Ann", "not allowed"), ("--interactive --json", "--json"),
     ("--prompt", "--prompt needs a value"), ("--prompt Ann Bob Cid", "'Bob'"), ("--temprature 1", "did you mean --temperature?"), ("--device tpu", "tpu"),
 ]  # fmt: skip
@@ -282,6 +284,8 @@ def test_an_option_is_refused_before_anything_is_loaded(here, capsys, monkeypatc
     (["--prompts", "prompts.txt"], "prompt 2 of 2"),
     (["--prompt", "Ann has a hat. " * 10], "context_length=96"),
     (["--max_new_tokens", "500"], "give --sliding"),
+    (["--draft", "tales"], "has another tokenizer"),
+    (["--draft", "nowhere"], "nowhere"),
 ])  # fmt: skip
 @pytest.mark.parametrize("more", [[], ["--stream"], ["--json"]])
 def test_a_prompt_that_cannot_be_continued(here, capsys, words, said, more):
