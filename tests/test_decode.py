@@ -2,10 +2,11 @@
 import copy, random
 import pytest
 import torch
-from safetensors.torch import load_model, save_model
-from tinygpt.cache import KVCache, remember
-from tinygpt.decode import DecodeStep, decodable, fast_reader, join
+from safetensors.torch import load_file, load_model, save_file, save_model
+from tinygpt.cache import KVCache
+from tinygpt.decode import DecodeStep, decodable, fast_reader, to_rows
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.sampling import reread
 
 def random_config(seed: int) -> GPTConfig:
     r = random.Random(seed)
@@ -54,3 +55,118 @@ def test_equals_the_uncached_model(seed):
             for b, pad in enumerate(pads):
                 torch.testing.assert_close(got[b], expected[b][at - pad:at + T - pad], atol=2e-4, rtol=2e-4)
             at += T
+
+def fill(model, n_rows=1, n_tokens=6, **options):
+    ids = torch.randint(model.cfg.vocab_size, (n_rows, model.cfg.context_length))
+    cache = KVCache(model.cfg, n_rows, dtype=next(model.parameters()).dtype, **options)
+    with torch.no_grad(): model(ids[:, :n_tokens], cache=cache)
+    return ids, cache
+
+def next_equals(model, step, ids, n, **close):
+    with torch.no_grad(): expected = model(ids[:, :n + 1])[:, -1:]
+    torch.testing.assert_close(step(ids[:, n:n + 1]), expected, **(close or dict(atol=2e-4, rtol=2e-4)))
+
+PLAIN = GPTConfig(vocab_size=50, context_length=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, init_std=0.2)
+
+def test_weights_may_change_under_a_live_step():
+    torch.manual_seed(0)
+    model = GPT(PLAIN)
+    ids, cache = fill(model)
+    step = DecodeStep(model, cache)
+    step(ids[:, 6:7])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.loss(ids[:, :-1], ids[:, 1:]).backward() # the joined parameters train
+    optimizer.step()
+    others = GPT(PLAIN).state_dict()
+    def trained(): pass
+    for change in (trained, lambda: model.load_state_dict(others), lambda: model.load_state_dict(GPT(PLAIN).state_dict(), assign=True),
+                   lambda: setattr(model.blocks[0].attention.q, "weight", torch.nn.Parameter(torch.randn(16, 16))),
+                   lambda: model.double().float()):
+        change()
+        cache.truncate(0)
+        with torch.no_grad(): model(ids[:, :6], cache=cache)
+        next_equals(model, step, ids, 6)
+
+def test_nothing_is_stored_twice():
+    torch.manual_seed(0)
+    model = GPT(PLAIN.replace(bias=True, tie_embeddings=False))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    ids, cache = fill(model)
+    step = DecodeStep(model, cache)
+    step(ids[:, 6:7])
+    first = step.where()
+    again = DecodeStep(model, cache)
+    again(ids[:, 7:8])
+    assert first == again.where() # a second step finds them laid out
+    memory = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(memory.values()) == sum(p.numel() * 4 for p in model.parameters())
+    for name, p in model.named_parameters(): assert torch.equal(p, before[name]) and p.requires_grad and not p.is_inference()
+
+def test_copies_and_files(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(PLAIN)
+    ids, cache = fill(model)
+    with torch.inference_mode(): DecodeStep(model, cache)(ids[:, 6:7])
+    twin, other = copy.deepcopy(model), GPT(PLAIN)
+    contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()} # as save_checkpoint writes
+    save_file(contiguous, str(tmp_path / "ours.safetensors"))
+    other.load_state_dict(load_file(str(tmp_path / "ours.safetensors")))
+    to_rows(model)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    load_model(other, str(tmp_path / "model.safetensors"))
+    for name, p in model.named_parameters():
+        assert torch.equal(p, twin.get_parameter(name)) and torch.equal(p, other.get_parameter(name))
+    twin.loss(ids, ids).backward()
+    with torch.no_grad(): twin.blocks[0].attention.q.weight.zero_()
+    assert model.blocks[0].attention.q.weight.any() # the copy is a copy
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_other_dtypes(dtype, seed):
+    model = make(seed, window=0, init_std=0.05).to(dtype)
+    ids, cache = fill(model, 2)
+    close = dict(atol=1e-9, rtol=1e-7) if dtype == torch.float64 else dict(atol=0.05, rtol=0.05)
+    next_equals(model, DecodeStep(model, cache), ids, 6, **close)
+
+def read_all(model, reader, prompts, n_new, drop_at=3):
+    "Greedy texts by a reader that is asked as `decode_steps` asks; the first row ends early."
+    lengths, rows = [len(p) for p in prompts], list(range(len(prompts)))
+    ids = torch.zeros(len(prompts), max(lengths) + n_new, dtype=torch.long)
+    for row, p in zip(ids, prompts): row[:len(p)] = torch.tensor(p)
+    read, out = reader(model, None), {r: [] for r in rows}
+    with torch.inference_mode():
+        for i in range(n_new):
+            if i == drop_at and len(rows) > 1: ids, lengths, rows = ids[1:], lengths[1:], rows[1:]
+            tokens = read(ids, lengths, rows).argmax(-1)
+            for j, (r, t) in enumerate(zip(rows, tokens.tolist())):
+                ids[j, lengths[j]] = t
+                out[r].append(t)
+            lengths = [n + 1 for n in lengths]
+    return out
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reader_writes_what_rereading_writes(seed):
+    model, r = make(seed), random.Random(seed)
+    prompts = [[r.randrange(model.cfg.vocab_size) for _ in range(r.randint(1, 6))] for _ in range(r.choice([1, 3]))]
+    n_new = model.cfg.context_length - 6
+    assert read_all(model, fast_reader, prompts, n_new) == read_all(model, reread, prompts, n_new)
+
+def test_what_is_not_covered_is_remembered():
+    model = GPT(PLAIN).eval()
+    assert decodable(model)
+    model.blocks[0].mlp.register_forward_hook(lambda m, i, o: o * 0)
+    assert not decodable(model)
+    prompts = [[1, 2, 3]]
+    assert read_all(model, fast_reader, prompts, 8) == read_all(model, reread, prompts, 8)
+    class Other(GPT): pass
+    assert not decodable(Other(PLAIN)) and not decodable(lambda ids: ids)
+    with torch.autocast("cpu", torch.bfloat16): assert not decodable(GPT(PLAIN))
+
+def test_refusals():
+    model = GPT(PLAIN).eval()
+    ids, cache = fill(model, n_tokens=32)
+    step = DecodeStep(model, cache)
+    for wrong, word in ((ids[:, :1], "max_len"), (ids.repeat(2, 1)[:, :1], "batch"), (torch.tensor([[50]]), "vocab_size")):
+        if word != "max_len": cache.truncate(6)
+        with pytest.raises(ValueError, match=word): step(wrong)
+    assert cache.length == 6 # a step that fails changes nothing
