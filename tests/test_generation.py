@@ -33,7 +33,7 @@ def test_generation_is_that_of_transformers():
     assert torch.equal(ours, wanted)
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-0.1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=1.1), dict(min_p=2), dict(repetition_penalty=0)])
+@pytest.mark.parametrize("bad", [dict(temperature=-0.1), dict(temperature=float("nan")), dict(top_k=0), dict(top_p=0), dict(top_p=1.1), dict(min_p=2), dict(repetition_penalty=0)])
 def test_settings_out_of_range_are_named(bad, model):
     (name,) = bad
     calls = [lambda: generate(model, [1], 3, **bad), lambda: stream(model, [1], 3, **bad),

@@ -13,7 +13,7 @@ from tinygpt.sampling import Sampling, candidates, choose, decode_steps, draw, k
 FILTERS = dict(
     temperature=st.sampled_from([0.0, 1e-8, 0.3, 1.0, 2.5, 1e6]),
     top_k=st.sampled_from([None, 1, 2, 7, 1000]),
-    top_p=st.sampled_from([None, 0.0, 0.1, 0.5, 0.9, 1.0]),
+    top_p=st.sampled_from([None, 1e-9, 0.1, 0.5, 0.9, 1.0]),
     min_p=st.sampled_from([None, 0.0, 0.05, 0.5, 1.0]),
 )
 
@@ -50,16 +50,17 @@ def test_always_a_distribution(logits, temperature, top_k, top_p, min_p):
     logits = torch.tensor(logits)
     probs = next_token_probs(logits, temperature, top_k, top_p, min_p)
     assert probs.isfinite().all() and (probs >= 0).all() and abs(probs.sum().item() - 1) < 1e-5
-    assert probs[logits.argmax()] > 0, "the likeliest token always stays"
+    if temperature < 1e6:  # where all come out equal, the likeliest is not known any more
+        assert probs[logits.argmax()] > 0, "the likeliest token always stays"
     if top_k is not None:
         assert (probs > 0).sum() <= top_k
-    if temperature == 0 or top_k == 1 or top_p == 0:
-        assert probs[logits.argmax()] == 1
+    if temperature == 0 or top_k == 1 or top_p == 1e-9:
+        assert probs.max() == 1
 
 
 @pytest.mark.parametrize("bad", [
     dict(temperature=-0.1), dict(temperature=float("nan")), dict(temperature=float("inf")), dict(top_k=0), dict(top_k=-3), dict(top_k=2.5),
-    dict(top_p=-0.1), dict(top_p=1.1), dict(min_p=-1), dict(min_p=2), dict(temperature="hot"), dict(top_k=True), dict(temperature=None),
+    dict(top_p=0), dict(top_p=0.0), dict(top_p=-0.1), dict(top_p=float("nan")), dict(top_p=1.1), dict(min_p=-1), dict(min_p=2), dict(temperature="hot"), dict(top_k=True), dict(temperature=None),
     dict(repetition_penalty=0), dict(repetition_penalty=float("inf")), dict(frequency_penalty=-2.1), dict(presence_penalty=3),
 ])
 def test_values_out_of_range_are_named(bad):

@@ -18,9 +18,13 @@ _HOMES = {
     "sampling": ["Sampling", "next_token_probs"],
     "cache": ["KVCache"],
     "generation": ["generate", "generate_text", "stream", "stream_text"],
+    "quantization": ["quantize"],
+    "speculation": ["speculate", "speculate_text"],
+    "interop": ["from_hf"],
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
-            "evaluation", "exams", "sampling", "cache", "generation", "looking", "telling", "doctor", "cli")
+            "evaluation", "exams", "sampling", "cache", "decode", "generation", "quantization", "speculation",
+            "interop", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -6,7 +6,7 @@
 __all__ = ['quickest', 'watch_stops', 'as_prompts', 'generate', 'stream', 'SafeText', 'write_texts', 'generate_text',
            'stream_text']
 
-# %% ../nbs/13c_generation.ipynb #2782fd02
+# %% ../nbs/13c_generation.ipynb #f737060c
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 
 from .cache import remember
+from .decode import fast_reader
 from .model import GPT
 from .sampling import Read, Sampling, decode_steps, reread
 from .tokenizer import Tokenizer
 
-# %% ../nbs/13c_generation.ipynb #be329a8f
+# %% ../nbs/13c_generation.ipynb #a1abb347
 def quickest(
     model: Callable,  # ids (n, T) -> logits (n, T, V)
     limit: int | None,  # how many tokens the model can look at; None: any number
 ) -> Read:
-    "The quickest reader for a model: `remember` for a GPT, else `reread`."
-    return (remember if isinstance(model, GPT) else reread)(model, limit)
+    "The quickest reader for a model: for a GPT `fast_reader`, or `remember` while it trains; else `reread`."
+    if not isinstance(model, GPT):
+        return reread(model, limit)
+    return (remember if model.training else fast_reader)(model, limit)
 
 # %% ../nbs/13c_generation.ipynb #d8580336
 def watch_stops(
@@ -63,7 +66,7 @@ def as_prompts(
     rows = ids if several else [ids]
     return [row.tolist() if hasattr(row, "tolist") else [int(i) for i in row] for row in rows], several
 
-# %% ../nbs/13c_generation.ipynb #3909fcca
+# %% ../nbs/13c_generation.ipynb #70ff1d92
 def generate(
     model: Callable,  # ids (B, T) -> logits (B, T, V)
     ids: Tensor | Sequence,  # (B, T) or (T,), a list of ids, or a list of prompts of any lengths
@@ -79,6 +82,7 @@ def generate(
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
     reader: Callable = quickest,  # how the logits are computed
+    loop: Callable = decode_steps,  # how texts are written; chapter 15 has another way
 ) -> Tensor | list:  # the same kind as `ids`, with the prompt in front
     """Continue each prompt until a stop or for `max_new_tokens`; the stop itself is kept.
 
@@ -93,7 +97,7 @@ def generate(
     prompts, several = as_prompts(ids)
     texts, ended = watch_stops(stop, len(prompts))
     device = getattr(ids, "device", None)
-    for _ in decode_steps(model, prompts, max_new_tokens, sampling, ended, generator, sliding, device, reader):
+    for _ in loop(model, prompts, max_new_tokens, sampling, ended, generator, sliding, device, reader):
         pass
     out = [prompt + text for prompt, text in zip(prompts, texts)]
     if isinstance(ids, Tensor):
@@ -105,7 +109,7 @@ def generate(
                 for row, text in zip(ids, out)]
     return out[0]
 
-# %% ../nbs/13c_generation.ipynb #07844326
+# %% ../nbs/13c_generation.ipynb #a7e95d08
 def stream(
     model: Callable,  # ids (1, T) -> logits (1, T, V)
     ids: Tensor | Sequence[int],  # the prompt, (T,) or (1, T)
@@ -116,6 +120,7 @@ def stream(
     generator: torch.Generator | None = None,
     sliding: bool = False,  # past the context, forget the oldest tokens
     reader: Callable = quickest,  # how the logits are computed
+    loop: Callable = decode_steps,  # how texts are written; chapter 15 has another way
     **sampling,  # the other fields of `Sampling`
 ) -> Iterator[int]:
     """The ids that `generate` would add, each as soon as it is drawn.
@@ -128,7 +133,7 @@ def stream(
         raise ValueError(f"stream: {len(prompts)} prompts; give one, or use generate for a batch")
     _, ended = watch_stops(stop, 1)
     device = getattr(ids, "device", None)
-    steps = decode_steps(model, prompts, max_new_tokens, settings, ended, generator, sliding, device, reader)
+    steps = loop(model, prompts, max_new_tokens, settings, ended, generator, sliding, device, reader)
     return (tokens[0] for _, tokens in steps)
 
 # %% ../nbs/13c_generation.ipynb #c72bf6dc
@@ -170,7 +175,7 @@ class SafeText:
                 return n
         return 0
 
-# %% ../nbs/13c_generation.ipynb #62e14eef
+# %% ../nbs/13c_generation.ipynb #90eea751
 def write_texts(
     model: Callable,  # ids (B, T) -> logits (B, T, V)
     tokenizer: Tokenizer,
@@ -182,6 +187,7 @@ def write_texts(
     seed: int | Sequence[int] | None = None,  # of the first prompt, then counting up; or one for each
     sliding: bool = False,  # past the context, forget the oldest tokens
     reader: Callable = quickest,  # how the logits are computed
+    loop: Callable = decode_steps,  # how texts are written; chapter 15 has another way
     **sampling,  # the fields of `Sampling`
 ) -> Iterator[list[str]]:  # step by step, what can be printed of each text
     """Continue texts, and hand out what is written as it is written.
@@ -210,7 +216,7 @@ def write_texts(
 
     seeds = range(seed, seed + len(prompts)) if isinstance(seed, Integral) else seed
     dice = None if seed is None else [torch.Generator().manual_seed(int(one)) for one in seeds]
-    steps = decode_steps(model, ids, max_new_tokens, settings, ended, dice, sliding, reader=reader)
+    steps = loop(model, ids, max_new_tokens, settings, ended, dice, sliding, reader=reader)
 
     def written():
         for _ in steps:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORTLIST', 'Read', 'widest', 'draw', 'top_ids', 'keep_top_p', 'keep_min_p', 'Sampling', 'candidates', 'highest',
-           'next_token_probs', 'count_tokens', 'penalize', 'reread', 'spin', 'choose', 'check_request', 'decode_steps']
+           'distribution', 'next_token_probs', 'count_tokens', 'penalize', 'reread', 'spin', 'choose', 'check_request',
+           'decode_steps']
 
 # %% ../nbs/12_sampling.ipynb #97b69588
 import math
@@ -66,7 +67,7 @@ def keep_min_p(
     "Tokens at least `p` times as likely as the likeliest. arXiv:2407.01082, sec. 3."
     return probs >= p * probs.amax(dim=-1, keepdim=True)
 
-# %% ../nbs/12_sampling.ipynb #ae35efeb
+# %% ../nbs/12_sampling.ipynb #ee44d4d1
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     "How the next token is chosen. Raises ValueError that names the first setting out of its range."
@@ -83,12 +84,12 @@ class Sampling:
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
 
     def __post_init__(self):
-        share = (0, 1, "must lie in 0 to 1; None keeps all")
         points = (-2, 2, "must lie in -2 to 2; 0 does nothing")
         largest, smallest = 1e30, 1e-30
         rules = dict(temperature=(0, largest, "must be 0 (greedy) or above"),
                      top_k=(1, largest, "must be a whole number from 1; None keeps all"),
-                     top_p=share, min_p=share,
+                     top_p=(smallest, 1, "must be above 0, up to 1; None keeps all"),
+                     min_p=(0, 1, "must lie in 0 to 1; None keeps all"),
                      repetition_penalty=(smallest, largest, "must be above 0; 1 does nothing"),
                      frequency_penalty=points, presence_penalty=points)
         for name, (low, high, rule) in rules.items():
@@ -138,7 +139,21 @@ def highest(
                          "load an earlier checkpoint")
     return best
 
-# %% ../nbs/12_sampling.ipynb #1c45feab
+# %% ../nbs/12_sampling.ipynb #3c91a4a0
+def distribution(
+    logits: Tensor,  # (..., V)
+    sampling: Sampling,  # its penalties have been paid before
+) -> Tensor:  # (..., V), sums to 1; float32 or float64
+    "The probabilities that `choose` draws from, written out for the whole vocabulary."
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if sampling.temperature == 0:
+        highest(logits)
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    weights, ids = candidates(logits, sampling)
+    probs = weights / weights.sum(dim=-1, keepdim=True)
+    return probs if ids is None else torch.zeros_like(logits).scatter(-1, ids, probs)
+
+
 def next_token_probs(
     logits: Tensor,  # (..., V)
     temperature: float = 1.0,  # 0 is greedy, 1 the model's own distribution
@@ -150,14 +165,7 @@ def next_token_probs(
 
     Raises ValueError for a setting out of its range.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if temperature == 0:
-        highest(logits)
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    weights, ids = candidates(logits, sampling)
-    probs = weights / weights.sum(dim=-1, keepdim=True)
-    return probs if ids is None else torch.zeros_like(logits).scatter(-1, ids, probs)
+    return distribution(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
 
 # %% ../nbs/12_sampling.ipynb #3b600c18
 def count_tokens(
@@ -271,7 +279,7 @@ def check_request(
                          "the latest tokens in view")
     return int(n_new), limit
 
-# %% ../nbs/12_sampling.ipynb #3c75aca6
+# %% ../nbs/12_sampling.ipynb #e4d6c35d
 def decode_steps(
     model: Callable,  # ids (n, T) -> logits (n, T, V)
     prompts: list[list[int]],  # B prompts of any lengths
@@ -287,6 +295,7 @@ def decode_steps(
     n_new, limit = check_request(model, prompts, max_new_tokens, generator, sliding)
     first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     device = device if first is None else first.device
+    read = reader(model, limit)
 
     @torch.inference_mode()
     def steps():
@@ -296,7 +305,6 @@ def decode_steps(
             row[: len(prompt)] = torch.tensor(prompt)
         ends, counts = torch.tensor(lengths, device=device)[:, None], None  # ends (n, 1): where the next token goes
         with evaluating(model):
-            read = reader(model, limit)
             for _ in range(n_new):
                 logits = read(ids, lengths, rows).float()  # (n, V)
                 if sampling.penalizes:
