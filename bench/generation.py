@@ -21,6 +21,9 @@ where        shares of the call's time: the prompt; in the steps the products wi
              attention, the product with the table of tokens, the choice of a token, and the rest: norms, rotations,
              copies, and Python. The operators are timed by torch's profiler in a short call of their own; the rest is
              what they leave of the time without a profiler. (Compiled code hides its operators.)
+
+With several threads, run it when nothing else runs: a thread that is interrupted makes all others wait, and everybody's
+figures become those of the interruptions. With --threads 1, processor time is counted, and others may be at work.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,7 +45,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import tinygpt
-from tinygpt import decode
+from tinygpt.cache import remember
+from tinygpt.decode import DecodeStep
 from tinygpt.interop import from_hf
 
 SIZES = {
@@ -101,12 +106,16 @@ def ours_with(model, **options) -> Write:
     return write
 
 
+def compiled_reader(model, limit: int | None):
+    "The reader of `generate` whose step has been through torch.compile."
+    return remember(model, limit, make_step=partial(DecodeStep, compile=True))
+
+
 def contestants(theirs, ours, compiled: bool) -> dict[str, Write]:
     out = {"ours": ours_with(ours), "dynamic": theirs_with(theirs, None), "static": theirs_with(theirs, "static")}
     if compiled:
         out["compiled"] = theirs_with(theirs, "static", True)
-        if reader := getattr(decode, "compiled_reader", None):
-            out["ours compiled"] = ours_with(ours, reader=reader)
+        out["ours compiled"] = ours_with(ours, reader=compiled_reader)
     return out
 
 
@@ -286,7 +295,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--repeats", type=int, default=3, help="rounds at most; the fastest counts (3)")
     p.add_argument("--patience", type=float, default=20, help="no further round at a setting after so many seconds (20)")
     p.add_argument("--threads", type=int, default=0, help="for everybody (as many as torch takes by itself)")
-    p.add_argument("--compile", action="store_true", help="also ours and theirs with torch.compile; adds a minute or more")
+    p.add_argument("--compile", action="store_true", help="also ours and theirs with torch.compile; adds minutes")
     p.add_argument("--quick", action="store_true", help="the small size, 32 new tokens, one round")
     args = p.parse_args(argv)
     if args.quick:
