@@ -24,7 +24,7 @@ _HOMES = {
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
             "evaluation", "exams", "sampling", "cache", "decode", "generation", "quantization", "speculation",
-            "interop", "looking", "telling", "doctor", "cli")
+            "questions", "marking", "interop", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -56,19 +56,20 @@ def ways(
     it = slot in ("toy", "x") and text.split()[-1] in (*Lexicon().toys, "thing")
     return f"(?:{pattern}{'|it' * it})"
 
-# %% ../nbs/16a_marking.ipynb #f95b1d39
+# %% ../nbs/16a_marking.ipynb #1508fee7
 def is_right(
     q: Question,
     reply: str, # whatever somebody answers
 ) -> bool:
     "Is this a right answer, in one of the many ways in which it can be put?"
-    said, kind = normal(reply), KINDS[q.kind]
-    for wording in kind.say + kind.also:
+    known, patterns = {}, []
+    for wording in KINDS[q.kind].say + KINDS[q.kind].also:
         parts = re.findall(r"{\w+}|[^{}]+", wording)
-        if any(part[0] == "{" and part[1:-1] not in q.slots for part in parts): continue
-        patterns = [ways(q, part[1:-1]) if part[0] == "{" else re.escape(normal(part)) for part in parts]
-        if re.fullmatch(" ".join(pattern for pattern in patterns if pattern), said): return True
-    return False
+        slots = [part[1:-1] for part in parts if part[0] == "{"]
+        if not all(slot in q.slots for slot in slots): continue
+        known |= {slot: ways(q, slot) for slot in slots if slot not in known}
+        patterns.append(" ".join(known[p[1:-1]] if p[0] == "{" else re.escape(normal(p)) for p in parts if p[0] == "{" or normal(p)))
+    return bool(re.fullmatch("|".join(patterns), normal(reply)))
 
 # %% ../nbs/16a_marking.ipynb #e2387fd6
 @cache
@@ -132,7 +133,7 @@ def belongs(q: Question, split: str) -> bool:
     if split == "fact": return new_fact and not q.is_new_wording
     return q.is_new_wording == (split == "template") and not any(map(is_held, facts(" ".join(q.slots.values()))))
 
-# %% ../nbs/16a_marking.ipynb #2a1d7190
+# %% ../nbs/16a_marking.ipynb #e9a9a35c
 class Examiner:
     "Chooses questions so that no answer is a safe guess, and copying the last word seldom helps."
     def __init__(self, n: int, split: str, rng: random.Random):
@@ -157,9 +158,9 @@ class Examiner:
         "A question of a kind about a moment, with the rarest answer so far; None where there is none to ask."
         k, new, found = KINDS[kind], self.split == "template", []
         for slots in k.find(m, self.rng):
-            i = self.rng.randrange(len(k.held if new else k.ask))
-            q = Question(m.text, fill((k.held if new else k.ask)[i], slots), fill(self.rng.choice(k.say), slots), kind,
-                         i + new * len(k.ask), slots)
+            i = self.rng.randrange(len(k.ask), len(k.ask + k.held)) if new else self.rng.randrange(len(k.ask))
+            answer = fill(k.say[i % len(k.say)], slots) # as asked, so answered: the form of an answer is no riddle
+            q = Question(m.text, fill((k.ask + k.held)[i], slots), answer, kind, i, slots)
             if belongs(q, self.split): found.append((self.asked[kind, q.short], self.rng.random(), q))
         fits = lambda q: all(self.asked[key] < limit * self.quota[kind] for key, limit in self.counts(q))
         return next((q for *_, q in sorted(found, key=lambda entry: entry[:2]) if fits(q)), None)
