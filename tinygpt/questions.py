@@ -63,7 +63,7 @@ def watch(
     story.tell()
     return story.moments
 
-# %% ../nbs/16_questions.ipynb #e5f50b55
+# %% ../nbs/16_questions.ipynb #fbb41098
 PHRASES = {"walk": "walked to the {to}", "run": "ran to the {to}", "meet": "went to meet {other} at the {to}",
     "find": "found {amount}", "begin": "began to {what}", "give": "gave {to} {what}", "work": "{works}",
     "put": "put the {toy} in the {box}", "take": "took the {toy} out of the {box}",
@@ -72,8 +72,8 @@ PHRASES = {"walk": "walked to the {to}", "run": "ran to the {to}", "meet": "went
 def phrase(m: Moment, event: dict) -> str | None: # without who did it; None for what is asked or felt
     "An event of a tale in words, such as `found two eggs`."
     s, (a, b) = m.story, m.people
-    known = {"toy": s.toy, "amount": s.amount(event.get("n", 0)), "works": s.works[a.job if event["who"] == a.name else b.job],
-             "other": b.name if event["who"] == a.name else a.name}
+    x, y = (a, b) if event["who"] == a.name else (b, a)
+    known = {"toy": s.toy, "amount": s.amount(event.get("n", 0)), "works": s.works[x.job], "other": y.name}
     return PHRASES.get(event["deed"], "").format(**known | event) or None
 
 def deeds(m: Moment) -> list[tuple[str, str | None]]: # who did it, and what
@@ -229,11 +229,11 @@ def _claims(m, rng):
     yield claim(f"the {s.toy}", colour, [c for c in s.words.colours if c != colour], rng)
     if s.pet: yield claim(s.pet, f"a {s.pet_kind}", [f"a {k}" for k in s.sounds if k != s.pet_kind], rng)
 
-# %% ../nbs/16_questions.ipynb #0a1f11ec
+# %% ../nbs/16_questions.ipynb #e9581a5d
 def places_now(m: Moment) -> Iterator[tuple[str, str]]: # words for somebody or something, and where it is
     "What is elsewhere than where it was, or goes by another name there: no one sentence tells its place."
     s, named = m.story, m.drawn("place")
-    if m.whole or len(set(named)) == 1: return # the ending tells all; where there is one place, nothing is to be found out
+    if m.whole or len(set(named)) == 1: return # the ending tells all; one place is nothing to find out
     for p in m.people:
         if any(e["who"] == p.name and e["deed"] in ("walk", "run", "meet") for e in m.events):
             yield f"the {p.job}", p.place # the job is told in the opening, the place later
@@ -295,7 +295,7 @@ def _there(m, rng):
         yield {"a": a.name, "b": b.name, "at": f"at the {place}", "who": " and ".join(who) or "nobody",
                "is": "are" if len(who) == 2 else "is"}
 
-# %% ../nbs/16_questions.ipynb #ca7bfd25
+# %% ../nbs/16_questions.ipynb #692b4b52
 @new_kind("together", 2, "amount", """
     ask: How many {goods} do {a} and {b} have together? / Together, how many {goods} do they have? /
         Tell me how many {goods} {a} and {b} have together. / How many {goods} do the two have in all?
@@ -341,7 +341,8 @@ def _what_if(m, rng):
         for k in (1, 2, 3):
             if p.name in known: now.append((f"{p.name} found {NUMBERS[k]} more", p.name, p.n + k))
             if len(known) == 2 and p.n >= k:
-                now += [(f"{p.name} gave {q.name} {NUMBERS[k]} more", who.name, n) for who, n in ((p, p.n - k), (q, q.n + k))]
+                clause = f"{p.name} gave {q.name} {NUMBERS[k]} more"
+                now += [(clause, p.name, p.n - k), (clause, q.name, q.n + k)]
     for clause, who, n in past if past and rng.random() < 0.7 else now:
         yield {"if": clause, "who": who, "goods": m.story.goods, "amount": m.story.amount(n)}
 
