@@ -6,6 +6,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from tinygpt.cache import KVCache
 from tinygpt.decode import DecodeStep, decodable, fast_reader, to_rows
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.quantization import quantize
 from tinygpt.sampling import reread
 
 def random_config(seed: int) -> GPTConfig:
@@ -58,7 +59,7 @@ def test_equals_the_uncached_model(seed):
 
 def fill(model, n_rows=1, n_tokens=6, **options):
     ids = torch.randint(model.cfg.vocab_size, (n_rows, model.cfg.context_length))
-    cache = KVCache(model.cfg, n_rows, dtype=next(model.parameters()).dtype, **options)
+    cache = KVCache(model.cfg, n_rows, dtype=next(p for p in model.parameters() if p.is_floating_point()).dtype, **options)
     with torch.no_grad(): model(ids[:, :n_tokens], cache=cache)
     return ids, cache
 
@@ -170,3 +171,20 @@ def test_refusals():
         if word != "max_len": cache.truncate(6)
         with pytest.raises(ValueError, match=word): step(wrong)
     assert cache.length == 6 # a step that fails changes nothing
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_layers_are_joined_by_their_own_rule(bits):
+    torch.manual_seed(0)
+    model = GPT(PLAIN.replace(d_model=64, vocab_size=64, d_ff=128, bias=True)).eval()
+    model = quantize(model, bits=bits, group_size=32) if bits == 4 else quantize(model, bits=bits)
+    prompts = [[1, 2, 3], [4, 5]]
+    assert decodable(model)
+    ids, cache = fill(model)
+    step = DecodeStep(model, cache)
+    before = model(ids[:, :7])[:, -1:]
+    torch.testing.assert_close(step(ids[:, 6:7]), before, atol=0.05, rtol=0.05) # int4 kernels round to bfloat16
+    first = step.where()
+    again = DecodeStep(model, cache)
+    again(ids[:, 7:8]), step(ids[:, 8:9])
+    assert again.where() == first == step.where() # two live steps do not lay the weights out for each other
+    assert len(read_all(model, fast_reader, prompts, 8)[1]) == 8

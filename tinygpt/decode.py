@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['join', 'to_rows', 'n_pieces', 'joined', 'joined_layers', 'next_logits', 'Program', 'compiled', 'DecodeStep',
-           'decodable', 'fast_reader']
+           'decodable', 'fast_reader', 'compiled_reader']
 
 # %% ../nbs/13b_decode.ipynb #665a0846
 from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ def next_logits(
         x = x + m.down(h) if b.pre else b.mlp_norm(x + m.down(h))
     return model.logits(model.norm(x))
 
-# %% ../nbs/13b_decode.ipynb #bf0f6e69
+# %% ../nbs/13b_decode.ipynb #cf8c39f7
 class Program:
     """Calls on fixed memory, decided once and made again for every token: `for call in program.calls: call()`.
 
@@ -152,8 +152,9 @@ class Program:
         on_cpu = x.device.type == "cpu" and x.dtype is torch.float32
         by_columns = w.stride(0) == 1 and d_out > 1
         n = n_pieces(d_in if by_columns else d_out) if on_cpu and N == 1 else 1
-        few = 1 < N <= 64 and w.numel() >= 2**19 or (N == n and not by_columns and w.numel() > 2**18) # by rows, on one core
-        if on_cpu and few and torch.backends.mkldnn.is_available(): # reads w once for all rows; 13 µs for the call
+        few = 1 < N <= 64 and w.numel() >= 2**19 # below, its 13 µs for a call are too much
+        alone = N == n == 1 and not by_columns and w.numel() > 2**18
+        if on_cpu and (few or alone) and torch.backends.mkldnn.is_available(): # oneDNN reads w once for all rows
             f = partial(torch.ops.mkldnn._linear_pointwise, x, w, bias, "none", [], "")
             return self.put(f, (N, d_out), add_to)
         if n == 1 and add_to is not None and bias is None:
@@ -202,11 +203,11 @@ class Program:
         self.do(torch.mul, gate, up, out=h)
         return self.linear([m.down], h, add_to)
 
-# %% ../nbs/13b_decode.ipynb #9004e77d
+# %% ../nbs/13b_decode.ipynb #00c94246
 @once
 def compiled() -> Callable: # as `next_logits`
-    "`next_logits` through torch.compile, one for the whole process; the position is a variable of the code."
-    return torch.compile(next_logits, dynamic=True, options={"cpp_wrapper": not torch.cuda.is_available()})
+    "`next_logits` through torch.compile: twice, for the second position shows the compiler that it varies."
+    return torch.compile(next_logits, options={"cpp_wrapper": not torch.cuda.is_available()})
 
 # %% ../nbs/13b_decode.ipynb #cd1136d2
 class DecodeStep:
@@ -355,7 +356,7 @@ def decodable(model) -> bool:
     return not any(m._forward_hooks or m._forward_pre_hooks or {"forward", "attend"} & vars(m).keys()
                    for m in model.modules())
 
-# %% ../nbs/13b_decode.ipynb #c68b10e0
+# %% ../nbs/13b_decode.ipynb #f1e55464
 def fast_reader(
     model: GPT,
     limit: int | None, # how many tokens the model can look at
@@ -363,3 +364,8 @@ def fast_reader(
 ) -> Read:
     "The quickest reader for `decode_steps`: `remember` with a `DecodeStep`, or without where that cannot be."
     return remember(model, limit, chunk_len, DecodeStep if decodable(model) else None)
+
+def compiled_reader(model: GPT, limit: int | None, chunk_len: int = 512) -> Read:
+    "`fast_reader` with a step that torch.compile has written: the first two tokens of a process take a minute."
+    make_step = partial(DecodeStep, compile=True) if decodable(model) else None
+    return remember(model, limit, chunk_len, make_step)
