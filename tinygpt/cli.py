@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['GUIDE', 'COMMANDS', 'nearest', 'Parser', 'whole', 'number', 'split_overrides', 'fields_help', 'recipes_help',
            'Chosen', 'choose_model', 'do_data', 'train_and_show', 'report_run', 'floor_lines', 'check_tokenizer',
-           'do_train', 'run_command', 'one_line', 'main', 'terminal']
+           'do_train', 'run_command', 'one_line', 'in_users_words', 'main', 'terminal']
 
-# %% ../nbs/23_cli.ipynb #1c77fc77
+# %% ../nbs/23_cli.ipynb #0d752415
 GUIDE = """\
 tinygpt: train a small language model, watch it learn, and use it
 
   tinygpt demo                      train on the Tales in a few minutes, then tell stories
   tinygpt data                      what texts there are; prepare one; write more tales
   tinygpt train --recipe tales      train by a recipe; every field can be changed
-  tinygpt generate --prompt "One"   let a model continue a text; without a run of yours, the one that is shipped
+  tinygpt generate --prompt "One"   let a model continue a text
   tinygpt evaluate runs/tales       how far a model is from perfect
-  tinygpt checkpoints runs/tales    what a run has saved; which checkpoint is the best
+  tinygpt checkpoints runs/tales    what a run has saved, and which is the best
   tinygpt profile --recipe tales    what a model costs, before it is trained
-  tinygpt doctor                    what this machine has, and what to do about what it lacks
+  tinygpt doctor                    what this machine has, and what it lacks
 
   tinygpt COMMAND --help            says more, with examples
   tinygpt --version
 """
 
-# %% ../nbs/23_cli.ipynb #01a9f715
+# %% ../nbs/23_cli.ipynb #4bc2749a
 import argparse
 import contextlib
 import difflib
@@ -33,6 +33,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -50,18 +51,18 @@ def nearest(
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
-# %% ../nbs/23_cli.ipynb #e96b49a2
+# %% ../nbs/23_cli.ipynb #1001514b
 class Parser(argparse.ArgumentParser):
     "Reads the options of a command: examples in its help, errors in one line with the nearest right name."
 
     def __init__(self, name: str, description: str, examples: str, fields: bool = False):
         "With `fields`, the fields of a configuration are options as well."
-        self.fields = fields
+        self.fields, width = fields, min(110, shutil.get_terminal_size((110, 24)).columns - 2)
         super().__init__(
             prog=f"tinygpt {name}",
             description=description,
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width),
             allow_abbrev=False,
         )
 
@@ -73,8 +74,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{option} needs a value" + (f"; one that begins with a dash is written {option}={after[0]}" if dash else "")
         raise ValueError(f"{self.prog.removeprefix('tinygpt ')}: {message.removeprefix('argument ')}")
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        "The values of all options. Raises ValueError for an unknown option, a missing or a wrong value."
+    def parse(self, argv: Sequence[str], bare: str = "see --help") -> argparse.Namespace:
+        "The values of all options; `bare` is said of a word too many. Raises ValueError for an unknown option, a missing or a wrong value."
         self.options, self.words = [option for action in self._actions for option in action.option_strings], []
         for word in argv:  # --max-new-tokens is as good as --max_new_tokens
             name, equals, value = word.partition("=")
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             self.words.append(known + equals + value if known in self.options else word)
         args, unknown = self.parse_known_args(self.words)
         for word in unknown:
-            hint = self.hint(word.split("=")[0]) if word.startswith("-") else "; see --help"
+            hint = self.hint(word.split("=")[0]) if word.startswith("-") else f"; {bare}"
             self.error(f"unknown argument {word!r}{hint}")
         return args
 
@@ -198,7 +199,7 @@ def choose_model(
             )
     return Chosen(name, find_checkpoint(name), guessed)
 
-# %% ../nbs/23_cli.ipynb #7a2761ce
+# %% ../nbs/23_cli.ipynb #f8914c55
 def do_data(argv: Sequence[str]) -> int:
     "List texts, look at one, prepare one, or write more tales."
     parser = Parser("data", "What there is to read: list it, look at it, prepare it, or write more tales.", """
@@ -222,7 +223,13 @@ def do_data(argv: Sequence[str]) -> int:
     if args.out is not None and Path(args.out).exists():
         raise ValueError(f"data: --out {args.out} exists; name a new one")
     if args.source is None:
+        if argv:
+            raise ValueError(f"data: {argv[0]} needs a source before it: tinygpt data tales {shlex.join(argv)}")
         return _list_sources()
+    needs = {"--tokenizer": "--out", "--vocab_size": "--out", "--val_frac": "--out", "--seed": "--n"}
+    for option in (word.partition("=")[0] for word in parser.words if args.n is None):
+        if option in needs and (args.out is None or option == "--seed"):
+            raise ValueError(f"data: {option} does nothing without {needs[option]}; give both, or neither")
     if args.n is not None:
         return _more_tales(args)
     return _peek(args) if args.out is None else _prepare(args)
@@ -238,7 +245,7 @@ def _list_sources() -> int:
     print("your own: a file, a folder, a glob such as 'books/*.txt', JSON lines, or hf:owner/name")
     return 0
 
-# %% ../nbs/23_cli.ipynb #f807df6e
+# %% ../nbs/23_cli.ipynb #5d8d5506
 def _peek(args: argparse.Namespace) -> int:
     from tinygpt.data import documents
 
@@ -256,6 +263,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     names = ("source", "text_field", "tokenizer", "vocab_size", "val_frac", "streaming")
     config, out = runs.DataConfig(**{name: getattr(args, name) for name in names}), Path(args.out)
+    check_tokenizer(config, None)
     with runs.whole_directory(out) as part:
         training.prepare_tokens(config, training.make_tokenizer(config), part)
     for split in ("train", "val"):
@@ -344,16 +352,17 @@ def report_run(path: Path) -> str:
         f"  tinygpt checkpoints {name}     what else was saved",
     ])
 
-# %% ../nbs/23_cli.ipynb #188a871a
+# %% ../nbs/23_cli.ipynb #01ce17c8
 def floor_lines(
     rungs,  # what counting reaches on a corpus, and its floor: `Rungs` of chapter 00
     bits: float,  # bits per byte that a model needs
 ) -> str:
     "The three figures that always stand together."
     found = rungs.figures(bits)
+    below = ": worse than the trigram" if found["way"] < 0 else ""
     return (
         f"  {found['over_floor']:6.3f}  times the floor ({rungs.floor:.4f})\n"
-        f"  {found['way']:6.1%}  of the way from the trigram ({rungs.trigram:.4f}) to the floor\n"
+        f"  {found['way']:6.1%}  of the way from the trigram ({rungs.trigram:.4f}) to the floor{below}\n"
         f"  {found['bits_per_tale']:6.2f}  bits above the floor per tale"
     )
 
@@ -430,13 +439,26 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         command = getattr(import_module(module), function)
     return command(argv)
 
-# %% ../nbs/23_cli.ipynb #40f37706
+# %% ../nbs/23_cli.ipynb #e63e3404
 def one_line(error: BaseException) -> str:
     "What went wrong, where, in a line."
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or 'the disk'}: {error.strerror.lower()}"
     return text if len(text) < 500 else text[:497] + "..."
+
+
+def in_users_words(text: str, argv: Sequence[str]) -> str:
+    "An error without the names of functions that the user has not called: the command stands in their place."
+
+    def is_ours(word: str) -> bool:
+        head, _, tail = word.partition(".")
+        things = [getattr(module, head, None) for name, module in list(sys.modules.items()) if name.startswith("tinygpt.")]
+        return word not in argv and any(callable(thing) and (not tail or hasattr(thing, tail)) for thing in things)
+
+    parts = text.split(": ")
+    kept = [part for i, part in enumerate(parts) if i > 1 or not is_ours(part)]  # such names stand at the beginning
+    return text if kept == parts else ": ".join([argv[0], *kept])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -474,7 +496,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = not isinstance(error, RuntimeError) or "memory" in str(error)  # RuntimeError: PyTorch's
         if os.environ.get("TINYGPT_DEBUG") or not expected:
             raise
-        print(f"tinygpt: {one_line(error)}", file=sys.stderr)
+        print(f"tinygpt: {in_users_words(one_line(error), argv)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
 
 # %% ../nbs/23_cli.ipynb #755e8d06
