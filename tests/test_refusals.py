@@ -254,14 +254,14 @@ def test_a_folder_in_use_by_a_running_training(here, capsys):
 # --- what cannot be written as asked -------------------------------------------------------------------------
 
 SAMPLING = [
-    ("--temperature -1", "temperature=-1.0"), ("--temperature nan", "temperature=nan"), ("--temperature inf", "temperature=inf"),
-    ("--temperature hot", "--temperature: invalid number value: 'hot'"), ("--top_k 0", "top_k=0"), ("--top_k 1.5", "whole number"),
-    ("--top_p 1.5", "top_p=1.5"), ("--top_p -0.1", "top_p=-0.1"), ("--min_p 2", "min_p=2.0"), ("--repetition_penalty 0", "repetition_penalty=0.0"),
-    ("--frequency_penalty 3", "frequency_penalty=3.0"), ("--presence_penalty -3", "presence_penalty=-3.0"), ("--max_new_tokens -1", "max_new_tokens -1"),
+    ("--temperature -1", "generate: --temperature -1.0"), ("--temperature nan", "generate: --temperature nan"), ("--temperature inf", "generate: --temperature inf"),
+    ("--temperature hot", "--temperature: invalid number value: 'hot'"), ("--top_k 0", "generate: --top_k 0"), ("--top_k 1.5", "whole number"),
+    ("--top_p 1.5", "generate: --top_p 1.5"), ("--top_p -0.1", "generate: --top_p -0.1"), ("--min_p 2", "generate: --min_p 2.0"), ("--repetition_penalty 0", "generate: --repetition_penalty 0.0"),
+    ("--frequency_penalty 3", "generate: --frequency_penalty 3.0"), ("--presence_penalty -3", "generate: --presence_penalty -3.0"), ("--max_new_tokens -1", "max_new_tokens -1"),
     ("--stop=", "stop"), ("--seed -1", "--seed -1"), ("--seed 99999999999999999999", "--seed"), ("--n 0", "--n 0"), ("--sliding", "--max_new_tokens"),
     ("--prompt=", "--prompt is empty"), ("--prompts empty.txt", "holds no prompts"), ("--prompts nowhere.txt", "nowhere.txt"), ("--prompts binary", "not UTF-8"),
     ("--draft lookup --n_draft 0", "--n_draft 0"), ("--n_draft 3", "give --draft MODEL"), ("--quantize int2", "'int2'"),
-    ("--draft lookup --sliding --max_new_tokens 9", "a draft cannot slide"), ("--top_p 0", "top_p=0.0"),
+    ("--draft lookup --sliding --max_new_tokens 9", "a draft cannot slide"), ("--top_p 0", "generate: --top_p 0.0"),
     ("--prompts rows.jsonl", "rows.jsonl, line 2"), ("--prompts run", "run"), ("--interactive --prompt Ann", "not allowed"), ("--interactive --json", "--json"),
     ("--prompt", "--prompt needs a value"), ("--prompt Ann Bob Cid", "'Bob'"), ("--temprature 1", "did you mean --temperature?"), ("--device tpu", "tpu"),
 ]  # fmt: skip
@@ -367,6 +367,17 @@ NEW = [word if word != "run" else "new" for word in QUICK]
     (["data", "texd.txt"], "did you mean text.txt?"),
     (["data", "text.txt", "--n", "3"], "tinygpt data tales"),
     (["data", "tales", "--n", "0"], "--n 0"),
+    (["data", "--n", "3"], "tinygpt data tales --n 3"),
+    (["data", "text.txt", "--vocab_size", "512"], "--vocab_size does nothing without --out"),
+    (["data", "text.txt", "--out", "new", "--tokenizer", "bep"], "tinygpt: data: data.tokenizer='bep' is neither"),
+    (["data", "text.txt", "--out", "new", "--val_frac", "2"], "tinygpt: data: val_frac=2.0"),
+    (["generate", "Once upon"], "tinygpt generate --prompt 'Once upon'"),
+    (["generate", "run", "Once upon"], "a prompt is given with --prompt"),
+    (["generate", "run", "--top_k", "0"], "tinygpt: generate: --top_k 0 must"),
+    (["generate", "run", "--stop", ""], "--stop is empty"),
+    (["generate", "run", "--device", "tpu"], "tinygpt: --device tpu"),
+    (["evaluate", "run", "--device", "tpu"], "tinygpt: --device tpu"),
+    (["evaluate", "run", "--stride", "9999"], "tinygpt: evaluate: stride=9999"),
     (["doctor", "--now"], "--now"),
 ])  # fmt: skip
 def test_a_wrong_word(here, capsys, monkeypatch, words, said):
@@ -381,7 +392,7 @@ def test_a_wrong_word(here, capsys, monkeypatch, words, said):
 
 @pytest.mark.parametrize("words, said", [
     (["trian"], "did you mean train?"),
-    (["generate", "run", "--top_p", "7"], "top_p=7.0"),
+    (["generate", "run", "--top_p", "7"], "--top_p 7.0"),
     (["generate", "run", "--prompt", "Zoe"], "'Z'"),
     (["evaluate", "cut"], "model.safetensors"),
     (["train", "--resume", "run", "--optim.lr", "1"], "optim.lr was "),

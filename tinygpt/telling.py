@@ -6,10 +6,12 @@
 __all__ = ['add_sampling', 'add_speed', 'sampling_options', 'read_prompts', 'write_all', 'show_stream', 'typed_prompts',
            'converse', 'do_generate', 'do_demo']
 
-# %% ../nbs/23c_telling.ipynb #58bd81f9
+# %% ../nbs/23c_telling.ipynb #3ef72cde
 import argparse
 import json
 import random
+import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +20,7 @@ from pathlib import Path
 
 from .cli import Parser, choose_model, number, one_line, report_run, split_overrides, train_and_show, whole
 from .generation import SafeText, generate_text, stream_text, write_texts
-from .looking import TELLING, measure_model, tell_tales
-from .machine import pick_device
+from .looking import device_named, measure_model, tell_tales
 from .model import GPT
 from .quantization import quantize
 from .runs import load, read_config
@@ -27,7 +28,7 @@ from .sampling import Sampling
 from .speculation import DraftStats, drafting, load_draft
 from .tokenizer import Tokenizer
 
-# %% ../nbs/23c_telling.ipynb #c947934b
+# %% ../nbs/23c_telling.ipynb #dbe85f79
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     "The options of everything that writes text."
     add = parser.add_argument_group("how the next token is chosen").add_argument
@@ -46,11 +47,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:
-    "The options that change how fast a text comes, and hardly the text."
+    "The options that change how fast a text comes."
     add = parser.add_argument_group("how it goes faster").add_argument
     add("--draft", metavar="MODEL", help="a smaller model with the same tokenizer writes ahead, the large one checks; or lookup, which copies from the text")
     add("--n_draft", type=whole, metavar="N", help="tokens written ahead at a time [4]")
-    add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory, or an eighth")
+    add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory and the same texts, nearly; or an eighth, and worse texts")
 
 
 def sampling_options(args: argparse.Namespace) -> dict:  # arguments of `generate_text`
@@ -58,7 +59,14 @@ def sampling_options(args: argparse.Namespace) -> dict:  # arguments of `generat
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
     options = {name: getattr(args, name) for name in names}
     stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop]
-    Sampling(**options), SafeText(stops)  # they raise
+    if "" in stops:
+        raise ValueError("generate: --stop is empty; give it some text, or leave it out")
+    SafeText(stops)  # raises
+    try:
+        Sampling(**options)
+    except ValueError as error:  # as a call of Python is told: `sampling: top_k=0 ...; None keeps all`
+        said = str(error).replace("None keeps all", "leave it out to keep all")
+        raise ValueError(re.sub(r"^sampling: (\w+)=(\S+)", r"generate: --\1 \2", said)) from None
     if args.max_new_tokens is not None and args.max_new_tokens < 0:
         raise ValueError(f"generate: --max_new_tokens {args.max_new_tokens} must be 0 or more")
     if args.sliding and args.max_new_tokens is None:
@@ -159,7 +167,7 @@ def converse(
                 raise
             print()
 
-# %% ../nbs/23c_telling.ipynb #e1f1ed6b
+# %% ../nbs/23c_telling.ipynb #8afc7d82
 def do_generate(argv: Sequence[str]) -> int:
     "Let a trained model write."
     parser = Parser("generate", "Let a trained model continue a text, or write one from its beginning.", r"""
@@ -184,7 +192,7 @@ def do_generate(argv: Sequence[str]) -> int:
     add("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
     add_speed(parser)
     add_sampling(parser)
-    args = parser.parse(argv)
+    args = parser.parse(argv, bare="a prompt is given with --prompt")
     options = sampling_options(args) | {"max_new_tokens": args.max_new_tokens}
     if args.n < 1:
         raise ValueError(f"generate: --n {args.n} must be 1 or more")
@@ -200,9 +208,14 @@ def do_generate(argv: Sequence[str]) -> int:
         raise ValueError("generate: a draft cannot slide; leave out --draft or --sliding")
     if args.json and args.stream:
         raise ValueError("generate: --json and --stream do not go together; leave out one")
-    prompts, device = read_prompts(args.prompts) if args.prompts else [args.prompt], pick_device(args.device)
+    prompts, device = read_prompts(args.prompts) if args.prompts else [args.prompt], device_named(args.device)
     seed = random.randrange(10**6) if args.seed is None else args.seed
-    chosen = choose_model(args.model)
+    try:
+        chosen = choose_model(args.model)
+    except FileNotFoundError as error:
+        if not args.model or Path(args.model).exists() or "/" in args.model or args.prompt:
+            raise
+        raise FileNotFoundError(f"{error}; if it is a prompt: tinygpt generate --prompt {shlex.quote(args.model)}") from None
     model, tokenizer = load(chosen.checkpoint, device)
     stats = DraftStats()
     if args.draft:
