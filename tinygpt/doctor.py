@@ -66,7 +66,7 @@ def look_at_packages() -> Iterator[Finding]:
             bad.append(f"{need.name} is missing")
     yield Finding("packages", not bad, ", ".join(bad) or f"all {len(wanted)} there", remedy)
 
-# %% ../nbs/23d_doctor.ipynb #66ae00d5
+# %% ../nbs/23d_doctor.ipynb #a5974806
 def look_at_torch() -> Iterator[Finding]:
     "PyTorch: is it there, does it compute right, and on what?"
     try:
@@ -77,7 +77,8 @@ def look_at_torch() -> Iterator[Finding]:
         return
     from tinygpt.machine import device_error, pick_device
 
-    yield Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    n_threads = torch.get_num_threads()
+    yield Finding("torch", True, f"{torch.__version__}, {n_threads} thread{'s' * (n_threads > 1)}, {os.cpu_count()} cores")
     again = "install PyTorch again: https://pytorch.org/get-started/locally"
     error = rounding_error()
     yield Finding("arithmetic", error < 1e-5, f"the loss of a known input is off by {error:.0e}, as rounding allows"
