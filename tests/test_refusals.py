@@ -368,6 +368,7 @@ NEW = [word if word != "run" else "new" for word in QUICK]
     (["data", "text.txt", "--n", "3"], "tinygpt data tales"),
     (["data", "tales", "--n", "0"], "--n 0"),
     (["data", "--n", "3"], "tinygpt data tales --n 3"),
+    (["data", "run/data"], "tinygpt train --data.source run/data"),
     (["data", "text.txt", "--vocab_size", "512"], "--vocab_size does nothing without --out"),
     (["data", "text.txt", "--out", "new", "--tokenizer", "bep"], "tinygpt: data: data.tokenizer='bep' is neither"),
     (["data", "text.txt", "--out", "new", "--val_frac", "2"], "tinygpt: data: val_frac=2.0"),

@@ -199,7 +199,7 @@ def choose_model(
             )
     return Chosen(name, find_checkpoint(name), guessed)
 
-# %% ../nbs/23_cli.ipynb #f8914c55
+# %% ../nbs/23_cli.ipynb #f2a8a20e
 def do_data(argv: Sequence[str]) -> int:
     "List texts, look at one, prepare one, or write more tales."
     parser = Parser("data", "What there is to read: list it, look at it, prepare it, or write more tales.", """
@@ -230,6 +230,8 @@ def do_data(argv: Sequence[str]) -> int:
     for option in (word.partition("=")[0] for word in parser.words if args.n is None):
         if option in needs and (args.out is None or option == "--seed"):
             raise ValueError(f"data: {option} does nothing without {needs[option]}; give both, or neither")
+    if Path(args.source, "dataset.json").is_file():
+        raise ValueError(f"data: {args.source} is prepared; train on it with: tinygpt train --data.source {args.source}")
     if args.n is not None:
         return _more_tales(args)
     return _peek(args) if args.out is None else _prepare(args)
@@ -245,13 +247,18 @@ def _list_sources() -> int:
     print("your own: a file, a folder, a glob such as 'books/*.txt', JSON lines, or hf:owner/name")
     return 0
 
-# %% ../nbs/23_cli.ipynb #5d8d5506
-def _peek(args: argparse.Namespace) -> int:
+# %% ../nbs/23_cli.ipynb #07038601
+def _first_text(args: argparse.Namespace) -> str:
     from tinygpt.data import documents
 
     text = next(documents(args.source, args.text_field, args.streaming), None)
     if text is None:
         raise ValueError(f"data: {args.source} holds no text")
+    return text
+
+
+def _peek(args: argparse.Namespace) -> int:
+    text = _first_text(args)
     print(text if len(text) < 1200 else text[:1200] + " ...")
     print(f"\nprepare it with: tinygpt data {args.source} --out DIRECTORY")
     return 0
@@ -264,6 +271,7 @@ def _prepare(args: argparse.Namespace) -> int:
     names = ("source", "text_field", "tokenizer", "vocab_size", "val_frac", "streaming")
     config, out = runs.DataConfig(**{name: getattr(args, name) for name in names}), Path(args.out)
     check_tokenizer(config, None)
+    _first_text(args)  # raises, if there is none
     with runs.whole_directory(out) as part:
         training.prepare_tokens(config, training.make_tokenizer(config), part)
     for split in ("train", "val"):
