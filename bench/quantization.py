@@ -10,7 +10,8 @@ shakespeare  a model of the recipe shakespeare-char, trained here (about a minut
              else in ../shared/data.
 speed        one token at a time by the fast step (chapter 13b), in a model of GPT-2's size with random weights: 12 layers,
              768 wide, 50,257 tokens. float32, int8 and int4 take turns, token by token. The ratio is that of the medians,
-             and beside it that of the shortest steps: what else the machine does can only slow a step down.
+             and beside it that of the shortest steps: what else the machine does can only slow a step down. With one
+             thread, processor time is counted: others may be at work.
 
 Bytes are those of the memory that all parameters lie in: levels, scales, zeros, norms, biases, the embedding.
 """
@@ -34,7 +35,7 @@ from tinygpt.cache import KVCache
 from tinygpt.decode import DecodeStep
 from tinygpt.evaluation import evaluate_text
 from tinygpt.model import GPT, PRESETS
-from tinygpt.quantization import int4_block, int8_digit, quantize, weight_bytes
+from tinygpt.quantization import Int8Matrix, int4_block, int8_digit, quantize, weight_bytes
 from tinygpt.runs import load, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,17 +50,23 @@ def variants(model: GPT, halves: bool = True) -> dict[str, GPT]:
     made = {"float32": model}
     if halves:
         made |= {"bfloat16": copy.deepcopy(model).bfloat16(), "float16": copy.deepcopy(model).half()}
-    return made | {"int8": quantize(model, bits=8), "int4": quantize(model, bits=4)}
+    made["int8"] = quantize(model, bits=8)
+    if halves:  # small matrices are multiplied as floats: here as large ones are, with x rounded
+        made["int8, x too"] = quantize(model, bits=8)
+        for m in made["int8, x too"].modules():
+            if isinstance(m, Int8Matrix):
+                m.sums = torch.nn.Parameter(m.levels.sum(-1, dtype=torch.int32), requires_grad=False)
+    return made | {"int4": quantize(model, bits=4)}
 
 
 def compare(title: str, model: GPT, measure) -> list[str]:
     "Print bytes and bits per byte of every form; what misses its aim."
-    print(f"\n{title}\n{'':10} {'bytes':>12} {'share':>7} {'bits/byte':>10} {'change':>8}")
+    print(f"\n{title}\n{'':11} {'bytes':>12} {'share':>7} {'bits/byte':>10} {'change':>8}")
     missed, full, base = [], weight_bytes(model), None
     for name, m in variants(model).items():
         size, bits = weight_bytes(m), measure(m)
         base = base or bits
-        print(f"{name:10} {size:12,} {size / full:7.2%} {bits:10.5f} {bits / base - 1:+8.2%}", flush=True)
+        print(f"{name:11} {size:12,} {size / full:7.2%} {bits:10.5f} {bits / base - 1:+8.2%}", flush=True)
         if size / full > MOST_BYTES.get(name, 1):
             missed.append(f"{title}: {name} takes {size / full:.2%} of the bytes; aim {MOST_BYTES[name]:.0%}")
         if bits / base - 1 > MOST_LOSS.get(name, 0.01):
@@ -93,6 +100,7 @@ def speed(n_tokens: int, n_threads: int) -> list[str]:
     models = variants(GPT(cfg).eval(), halves=False)
     torch.set_num_threads(n_threads)
     print(f"\nspeed: GPT-2's size, one text, {n_threads} threads; largest digit {int8_digit()}, nibbles in blocks of {int4_block()}")
+    clock = time.process_time if n_threads == 1 else time.perf_counter
     prompt, steps, last, times = torch.randint(cfg.vocab_size, (1, 16)), {}, {}, {}
     for name, m in models.items():
         steps[name], times[name] = DecodeStep(m, KVCache(cfg, 1)), []
@@ -100,10 +108,10 @@ def speed(n_tokens: int, n_threads: int) -> list[str]:
     for turn in range(n_tokens + 3):
         for name, step in steps.items():
             ids = last[name].argmax(-1)
-            start = time.perf_counter()
+            start = clock()
             last[name] = step(ids)
             if turn >= 3:  # the first steps lay the weights out
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     print(f"{'':10} {'bytes':>12} {'share':>7} {'ms/token':>9} {'least':>7} {'tokens/s':>9} {'x float32':>10} {'least':>6}")
     missed, (full, base, least) = [], (weight_bytes(models["float32"]), *middle(times["float32"]))
     for name, m in models.items():

@@ -21,7 +21,7 @@ from tinygpt.evaluation import evaluate_text
 from tinygpt.generation import generate
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.quantization import (
-    Int4Matrix, Int8Matrix, Quantized, QuantEmbedding, QuantLinear, from_int4, from_int8, hollow, int4_block,
+    EVEN, Int4Matrix, Int8Matrix, Quantized, QuantEmbedding, QuantLinear, from_int4, from_int8, hollow, int4_block,
     int8_digit, int8_product, pack_int4, quantize, settle, to_int4, to_int8, unpack_int4, weight_bytes,
 )  # fmt: skip
 from tinygpt.runs import load_checkpoint, pack_run, save_checkpoint, shipped_models
@@ -89,39 +89,64 @@ def test_the_order_of_nibbles_is_that_of_torch(n_rows):
     assert torch.equal(pack_int4(levels, int4_block()), theirs.view(torch.uint8).view(n_rows, 32))
 
 
+def as_digits(x: torch.Tensor, digit: int) -> torch.Tensor:
+    "Each row of x as the product sees it: in one digit if it is even, else in two."
+    rows = []
+    for row in x.double():
+        step = row.abs().max().clamp_min(1e-30) / digit
+        first = (row / step + 0.5).floor()
+        spiky = row.square().mean().sqrt() < EVEN * step
+        second = ((row / step - first) * 2 * digit).round() / (2 * digit) if spiky else 0
+        rows.append((first + second) * step)
+    return torch.stack(rows)
+
+
 @pytest.mark.parametrize("digit", [127, 63])
 @pytest.mark.parametrize("n_rows, n_columns, n", [(1, 8, 1), (300, 256, 1), (65, 40, 7), (1000, 768, 33), (768, 3072, 2)])
-def test_two_digits_are_the_product_written_out(digit, n_rows, n_columns, n):
+def test_a_product_of_digits_is_the_one_written_out(digit, n_rows, n_columns, n):
     if int8_digit() < digit:
         pytest.skip("this processor multiplies bytes exactly only with smaller digits")
     torch.manual_seed(n)
     levels, scale = to_int8(torch.randn(n_rows, n_columns))
-    x = torch.randn(n, n_columns) * torch.logspace(-6, 6, n)[:, None]  # every row has its own size
-    right = x.double() @ (levels.double() * scale.double()[:, None]).T
-    y = int8_product(x, levels, scale, digit)
-    bound = x.abs().amax(-1, keepdim=True) / (4 * digit * digit) * from_int8(levels, scale).abs().sum(-1)
-    assert ((y - right).abs() <= bound + 1e-5 * right.abs().amax(-1, keepdim=True)).all()
-    extreme = torch.where(torch.randn(n_rows, n_columns) > 0, 127, -127).to(torch.int8)  # the largest sums of all
-    x = torch.where(torch.randn(2, n_columns) > 0, 1.0, -1.0)
-    y = int8_product(x, extreme, torch.ones(n_rows), digit)
+    sums = levels.sum(-1, dtype=torch.int32)
+    for spike in (1, 30, 3000):
+        x = torch.randn(n, n_columns) * torch.logspace(-6, 6, n)[:, None]  # every row has its own size
+        x[::2, 1] *= spike
+        y, seen = int8_product(x, levels, scale, sums, digit), as_digits(x, digit)
+        right = seen @ (levels.double() * scale.double()[:, None]).T
+        for one, wanted, row in zip(y, right, seen):  # a number in the middle may take the neighbouring digit
+            middle = row.abs().max() / digit * levels.abs().max() * scale.max() * 2
+            assert (one - wanted).abs().max() <= 1e-5 * wanted.abs().max() + middle
+    x[:] = torch.where(torch.randn(n, n_columns) > 0, 1.0, -1.0)  # the largest sums of all
+    extreme = torch.where(torch.randn(n_rows, n_columns) > 0, 127, -127).to(torch.int8)
+    y = int8_product(x, extreme, torch.ones(n_rows), extreme.sum(-1, dtype=torch.int32), digit)
     torch.testing.assert_close(y, x @ extreme.float().T, rtol=1e-5, atol=1e-2)
 
 
-def test_many_rows_are_multiplied_in_parts():
+def test_a_row_is_the_same_alone_and_in_a_batch():
     if not int8_digit():
         pytest.skip("no kernel for bytes here")
     levels, scale = to_int8(torch.randn(2**16, 8))
-    x = torch.randn(150, 8)  # 128 rows at a time
-    assert close(int8_product(x, levels, scale, int8_digit()), x @ from_int8(levels, scale).T, 1e-3)
+    x, sums = torch.randn(150, 8), levels.sum(-1, dtype=torch.int32)  # 128 rows at a time
+    x[7] = 0
+    x[9, 2] = 99
+    together = int8_product(x, levels, scale, sums, int8_digit())
+    for i in (0, 7, 9, 128, 149):
+        alone = int8_product(x[i : i + 1], levels, scale, sums, int8_digit())[0]
+        torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=0.03)
+    right = x @ from_int8(levels, scale).T
+    assert all(close(together[i], right[i], 0.02) for i in range(len(x)))
 
 
 def test_what_is_not_finite_is_not_hidden():
-    matrix = Int8Matrix(512, 128)
-    matrix.fill(torch.randn(512, 128))
-    x = torch.ones(3, 128)
+    matrix = Int8Matrix(1024, 256)
+    matrix.fill(torch.randn(1024, 256))
+    x = torch.ones(3, 256)
     x[1, 5] = float("nan")
     x[2, 5] = float("inf")
     y = matrix.product(x)
+    for i in (1, 2):
+        assert not matrix.product(x[i : i + 1]).isfinite().any()
     assert y[0].isfinite().all() and not y[1].isfinite().any() and not y[2].isfinite().any()
 
 
@@ -140,7 +165,7 @@ def test_int4_products_and_rows(n_rows, group_size):
             matrix.rows(torch.tensor([wrong]))
 
 
-@pytest.mark.parametrize("bits, share", [(8, 2e-3), (4, 0.03)])
+@pytest.mark.parametrize("bits, share", [(8, 0.03), (4, 0.03)])
 @pytest.mark.parametrize("seed", range(16))
 def test_a_model_is_its_written_out_self(seed, bits, share):
     model = random_model(seed)
@@ -163,18 +188,20 @@ def test_a_model_is_its_written_out_self(seed, bits, share):
 @pytest.mark.parametrize("seed", range(12))
 @torch.no_grad()
 def test_cached_and_fast_equal_uncached(seed, bits, share):
-    model = random_model(seed)
+    wide = {} if seed % 3 else dict(d_model=384, n_heads=6, n_kv_heads=3)  # wide enough for whole numbers
+    model = random_model(seed, **wide)
     small = quantize(model, bits)
     assert decodable(small)
     ids = torch.randint(model.cfg.vocab_size, (2, 40))
     right = small(ids)
+    share = 0.1 if wide and bits == 8 else share  # x is rounded, too, and its last bits can tip a digit
     steps = [DecodeStep(small, KVCache(model.cfg, 2)) for _ in range(2)]  # two at a time, in turns
     for step in steps:
         step(ids[:, :20])
     for t in range(20, 40):
         for step in steps:
             assert close(step(ids[:, t : t + 1])[:, 0], right[:, t], share)
-    assert torch.equal(small(ids), right)  # joined or not
+    assert close(small(ids), right, share)  # joined or not
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -257,7 +284,7 @@ x, w = torch.randn(3, 256), torch.randn(1000, 256)
 for matrix in (Int8Matrix(1000, 256), Int4Matrix(1000, 256, 64, int4_block() or 64)):
     matrix.fill(w)
     right = x @ matrix.dequantize().T
-    assert (matrix.product(x) - right).norm() < 0.01 * right.norm()
+    assert (matrix.product(x) - right).norm() < 0.02 * right.norm()
 print(int8_digit(), int4_block())
 """
 
