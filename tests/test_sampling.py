@@ -50,8 +50,8 @@ def test_always_a_distribution(logits, temperature, top_k, top_p, min_p):
     logits = torch.tensor(logits)
     probs = next_token_probs(logits, temperature, top_k, top_p, min_p)
     assert probs.isfinite().all() and (probs >= 0).all() and abs(probs.sum().item() - 1) < 1e-5
-    if temperature < 1e6:  # where all come out equal, the likeliest is not known any more
-        assert probs[logits.argmax()] > 0, "the likeliest token always stays"
+    best = logits >= logits.max() - 1e-5 * max(temperature, 1)  # nearer than rounding, either may count as the likeliest
+    assert (probs[best] > 0).any(), "the likeliest token always stays"
     if top_k is not None:
         assert (probs > 0).sum() <= top_k
     if temperature == 0 or top_k == 1 or top_p == 1e-9:

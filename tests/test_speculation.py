@@ -72,7 +72,7 @@ def test_a_window_rolls_and_a_short_draft_falls_silent():
 
 def test_the_pair_that_is_shipped():
     model, tokenizer = load("tales-deep")
-    draft = load_draft("tales", tokenizer)
+    draft = load_draft("tales-two", tokenizer)
     prompts = ["One rainy morning, Tom", None, "One sunny day, Ella the"]
     wanted = generate_text(model, tokenizer, prompts, 60, temperature=0)
     for guess in (draft, "lookup"):
