@@ -176,7 +176,7 @@ def do_generate(argv: Sequence[str]) -> int:
         tinygpt generate runs/tales --temperature 0.7 --top_p 0.9 --seed 7
         tinygpt generate runs/tales --prompts questions.txt --stop '\n' --json > answers.jsonl
         tinygpt generate runs/tales --interactive
-        tinygpt generate tales-deep --draft tales                      a small model drafts, the large one checks
+        tinygpt generate tales-deep --draft tales-two                  a small model drafts, the large one checks
         tinygpt generate runs/tales --quantize int8                    weights in a quarter of the memory
     """)
     add = parser.add_argument
