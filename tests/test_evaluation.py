@@ -12,34 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from small_model import TEXTS, make, model, tokenizer  # noqa: F401  fixtures are found by their names
 from tinygpt.data import TokenDataset, prepare
 from tinygpt.evaluation import (
     Evaluation, Score, choice_of_tokens, evaluate_text, excess_by_kind, mean_and_error, score_documents,
     windows,
 )
-from tinygpt.model import GPT, PRESETS
+from tinygpt.model import GPT
 from tinygpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from tinygpt.training import train, validate
 from tinygpt.worlds import Tales, shipped, write_tales
-
-EOT = "<|endoftext|>"
-TEXTS = [tale.text for tale in Tales(5).tales(12)]
-
-
-def make(vocab_size: int, **changes) -> GPT:
-    torch.manual_seed(0)
-    size = dict(vocab_size=vocab_size, d_model=32, n_layers=2, n_heads=2, context_length=40, init_std=0.2)
-    return GPT(PRESETS["tiny"].replace(**size | changes)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> BPETokenizer:
-    return BPETokenizer.train(TEXTS, vocab_size=400)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer) -> GPT:
-    return make(tokenizer.vocab_size)
 
 
 @torch.no_grad()

@@ -12,40 +12,15 @@ import pytest
 import torch
 import yaml
 
+from small_model import EOT, TEXTS, make, model, tokenizer  # noqa: F401  fixtures are found by their names
 from tinygpt.exams import (
     CASE_KINDS, Case, Onlooker, as_table, can_begin, case_kind, continue_greedily,
     list_checkpoints, rank_checkpoints, read_cases, run_cases, summarize_cases, tale_cases, write_cases,
 )
-from tinygpt.model import GPT, PRESETS
-from tinygpt.tokenizer import BPETokenizer, CharTokenizer
+from tinygpt.model import PRESETS
+from tinygpt.tokenizer import CharTokenizer
 from tinygpt.training import DataConfig, OptimConfig, RunConfig, TrainConfig, train
 from tinygpt.worlds import Tales, shipped, told, write_tales
-
-EOT = "<|endoftext|>"
-TEXTS = [tale.text for tale in Tales(5).tales(12)]
-
-
-def make(vocab_size: int, **changes) -> GPT:
-    torch.manual_seed(0)
-    size = dict(vocab_size=vocab_size, d_model=32, n_layers=2, n_heads=2, context_length=40, init_std=0.2)
-    return GPT(PRESETS["tiny"].replace(**size | changes)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> BPETokenizer:
-    return BPETokenizer.train(TEXTS, vocab_size=400)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer) -> GPT:
-    return make(tokenizer.vocab_size)
-
-
-@torch.no_grad()
-def one_by_one(model: GPT, tokenizer, ids: list[int], T: int) -> torch.Tensor:
-    "Each token from the T before it, in a pass of its own."
-    stream = torch.tensor([tokenizer.eot_id, *ids, tokenizer.eot_id])
-    return torch.stack([-model(stream[None, max(0, i + 1 - T) : i + 1])[0, -1].log_softmax(-1)[stream[i + 1]] for i in range(len(stream) - 1)])
 
 
 # --- cases ---------------------------------------------------------------------------------------------------
