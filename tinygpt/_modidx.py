@@ -662,6 +662,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'tinygpt.telling.do_demo': ('nbs/telling.html#do_demo', 'tinygpt/telling.py'),
                                  'tinygpt.telling.do_generate': ('nbs/telling.html#do_generate', 'tinygpt/telling.py'),
                                  'tinygpt.telling.read_prompts': ('nbs/telling.html#read_prompts', 'tinygpt/telling.py'),
+                                 'tinygpt.telling.read_request': ('nbs/telling.html#read_request', 'tinygpt/telling.py'),
                                  'tinygpt.telling.sampling_options': ('nbs/telling.html#sampling_options', 'tinygpt/telling.py'),
                                  'tinygpt.telling.show_stream': ('nbs/telling.html#show_stream', 'tinygpt/telling.py'),
                                  'tinygpt.telling.typed_prompts': ('nbs/telling.html#typed_prompts', 'tinygpt/telling.py'),

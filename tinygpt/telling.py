@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['add_sampling', 'add_speed', 'sampling_options', 'read_prompts', 'write_all', 'show_stream', 'typed_prompts',
-           'converse', 'do_generate', 'do_demo']
+           'converse', 'read_request', 'do_generate', 'do_demo']
 
 # %% ../nbs/23c_telling.ipynb #3ef72cde
 import argparse
@@ -168,8 +168,8 @@ def converse(
             print()
 
 # %% ../nbs/23c_telling.ipynb #8afc7d82
-def do_generate(argv: Sequence[str]) -> int:
-    "Let a trained model write."
+def read_request(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:  # all options; those of `generate_text`
+    "What is asked of `generate`. Raises ValueError for options that are wrong, alone or together."
     parser = Parser("generate", "Let a trained model continue a text, or write one from its beginning.", r"""
         tinygpt generate                                               a new text by the latest model
         tinygpt generate runs/tales --prompt "One sunny day" --n 3
@@ -208,6 +208,12 @@ def do_generate(argv: Sequence[str]) -> int:
         raise ValueError("generate: a draft cannot slide; leave out --draft or --sliding")
     if args.json and args.stream:
         raise ValueError("generate: --json and --stream do not go together; leave out one")
+    return args, options
+
+# %% ../nbs/23c_telling.ipynb #5d7e21ab
+def do_generate(argv: Sequence[str]) -> int:
+    "Let a trained model write."
+    args, options = read_request(argv)
     prompts, device = read_prompts(args.prompts) if args.prompts else [args.prompt], device_named(args.device)
     seed = random.randrange(10**6) if args.seed is None else args.seed
     try:
