@@ -25,7 +25,7 @@ from .model import GPT
 from .tokenizer import EOT, Tokenizer
 from .worlds import Choice, Tale
 
-# %% ../nbs/09_evaluation.ipynb #29d53873
+# %% ../nbs/09_evaluation.ipynb #82cfe38c
 class Score(NamedTuple):
     "What one document cost a model."
     nats: float
@@ -68,7 +68,7 @@ class Evaluation:
         plural = "s" * (len(self.per_document) != 1)
         spread = f" ± {1.96 * self.standard_error:.4f}" if len(self.per_document) > 1 else ""
         return (f"{self.bits_per_byte:.4f}{spread} bits per byte, {self.loss:.4f} nats per token, "
-                f"perplexity {self.perplexity:.2f} ({len(self.per_document):,} document{plural}, "
+                f"perplexity {self.perplexity:,.2f} ({len(self.per_document):,} document{plural}, "
                 f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes)")
 
 # %% ../nbs/09_evaluation.ipynb #7d91b035
