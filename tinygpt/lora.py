@@ -4,31 +4,24 @@
 
 # %% auto #0
 __all__ = ['PEFT_NAMES', 'LoraConfig', 'LowRank', 'TokenRows', 'LoraLinear', 'LoraEmbedding', 'find_targets', 'adapted',
-           'adapters', 'lora_parameters', 'set_adapter', 'add_update', 'add_lora', 'merge', 'unmerge']
+           'adapter_names', 'lora_parameters', 'set_adapter', 'add_update', 'add_lora', 'merge', 'unmerge']
 
-# %% ../nbs/17_lora.ipynb #a41d17bd
-import hashlib
-import json
+# %% ../nbs/17_lora.ipynb #96fd8345
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-# %% ../nbs/17_lora.ipynb #c3570844
+# %% ../nbs/17_lora.ipynb #458919d9
 from .attention import check
 from .layers import Embedding, Linear
 from .model import GPT
 from .quantization import QuantEmbedding, QuantLinear, Quantized
-from .rope import to_half, to_interleaved
-from .runs import whole_directory
 
 # %% ../nbs/17_lora.ipynb #4bd7852e
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +158,7 @@ def find_targets(
         found |= set(means)
     return [path for path in paths if path in found]
 
-# %% ../nbs/17_lora.ipynb #9c94f89b
+# %% ../nbs/17_lora.ipynb #1345163b
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     "Exchange the module at a path."
     parent, _, name = path.rpartition(".")
@@ -175,8 +168,8 @@ def adapted(model: nn.Module) -> dict[str, LoraLinear]: # path -> layer
     "The layers that have adapters."
     return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
 
-def adapters(model: nn.Module) -> list[str]:
-    "Names of the adapters of a model."
+def adapter_names(model: nn.Module) -> list[str]:
+    "The adapters that a model has."
     return list(dict.fromkeys(name for m in adapted(model).values() for name in m.adapters))
 
 def lora_parameters(
@@ -193,13 +186,13 @@ def set_adapter(
 ) -> None:
     "Let one adapter work, and train. Raises ValueError for a name that the model does not have."
     check(not getattr(model, "merged", None), "set_adapter", "the model", "is merged", "call unmerge(model) first")
-    check(name is None or name in adapters(model), "set_adapter", f"name={name!r}", "is no adapter of this model",
-          f"choose from {', '.join(adapters(model)) or 'none: call add_lora first'}")
+    check(name is None or name in adapter_names(model), "set_adapter", f"name={name!r}", "is no adapter of this model",
+          f"choose from {', '.join(adapter_names(model)) or 'none: call add_lora first'}")
     for m in adapted(model).values():
         m.active = name
         for key, update in m.adapters.items(): update.requires_grad_(key == name)
 
-# %% ../nbs/17_lora.ipynb #18bb24ce
+# %% ../nbs/17_lora.ipynb #30e09722
 def add_update(
     model: nn.Module, # changed in place
     path: str, # of a layer
@@ -225,7 +218,7 @@ def add_lora(
     Raises ValueError for targets that the model does not have, a name in use, ids outside the vocabulary."""
     check(not getattr(model, "merged", None), "add_lora", "the model", "is merged", "call unmerge(model) first")
     check(name.isidentifier(), "add_lora", f"name={name!r}", "is no name", "take letters, digits and _")
-    check(name not in adapters(model), "add_lora", f"name={name!r}", "is in use", "choose another")
+    check(name not in adapter_names(model), "add_lora", f"name={name!r}", "is in use", "choose another")
     V, C = model.cfg.vocab_size, model.cfg.d_model
     bad = [i for i in tokens if not 0 <= i < V]
     check(not bad, "add_lora", f"tokens={bad}", f"leave the vocabulary of {V}", "add_tokens makes room for new ones")
