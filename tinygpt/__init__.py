@@ -20,11 +20,19 @@ _HOMES = {
     "generation": ["generate", "generate_text", "stream", "stream_text"],
     "quantization": ["quantize"],
     "speculation": ["speculate", "speculate_text"],
+    "conversations": ["ChatTemplate", "find_template", "read_conversations"],
+    "sft": ["TuneConfig", "finetune"],
+    "chat": ["Chat"],
+    "lora": ["add_lora"],
+    "adapters": ["load_adapter", "save_adapter"],
     "interop": ["from_hf"],
+    "explorers": ["AttentionExplorer", "CacheExplorer", "RopeExplorer", "SamplingExplorer", "TokenizerExplorer",
+                  "TrainingMonitor"],
 }
-_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine", "training",
-            "evaluation", "exams", "sampling", "cache", "decode", "generation", "quantization", "speculation",
-            "questions", "marking", "interop", "looking", "telling", "doctor", "cli")
+_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine",
+            "training", "evaluation", "exams", "sampling", "cache", "decode", "generation",
+            "quantization", "speculation", "questions", "marking", "conversations", "sft", "chat", "lora",
+            "adapters", "interop", "explorers", "looking", "telling", "doctor", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
