@@ -1,0 +1,184 @@
+// What all explorers share. Every text from outside becomes a text node or an attribute's value, never markup.
+const SVG = "http://www.w3.org/2000/svg";
+const KINDS = {}; // name -> function(ui) that builds an explorer and returns how to draw it
+
+// An element: h("div", {class: "a", onclick: f}, "text", child); SVG elements are asked for as "svg:path".
+function h(tag, props = {}, ...kids) {
+  const el = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) el.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) el.setAttribute(name, value === true ? "" : value);
+  }
+  el.append(...kids.flat());
+  return el;
+}
+
+// A token as it can be printed: spaces as dots, and nothing that is invisible or turns the line around.
+function visible(text) {
+  const chars = [...text].map((c) => {
+    const n = c.codePointAt(0);
+    if (c === " ") return "·";
+    if (c === "\n") return "↵";
+    if (c === "\t") return "⇥";
+    if (n < 32) return String.fromCharCode(0x2400 + n);
+    if (n === 0xb7 || /[\p{C}\p{Z}]/u.test(c)) return `‹${n.toString(16).toUpperCase().padStart(4, "0")}›`;
+    return c;
+  });
+  return (/^\p{M}/u.test(text) ? "◌" : "") + chars.join("");
+}
+
+function brief(text, n = 18) {
+  const chars = [...visible(text)];
+  return chars.length > n ? chars.slice(0, n - 1).join("") + "…" : chars.join("");
+}
+
+const quoted = (text) => `“${brief(text)}”`;
+const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
+const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)} %` : p < 0.0005 ? "< 0.1 %" : `${(p * 100).toFixed(p < 0.0995 ? 1 : 0)} %`);
+
+// Numbers that travelled as base64, little end first.
+function unpack(text, Type) {
+  return new Type(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+}
+
+// A labelled slider bound to ui.state[name]. JupyterLab would take its arrow keys without the data attribute.
+function slider(ui, name, label, {min, max, step = 1, format = String, hint}) {
+  const output = h("output", {class: "tgx-value"});
+  const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true",
+    "data-name": name, oninput: () => ui.set({[name]: Number(input.value)})});
+  const row = h("label", {class: "tgx-slider", title: hint}, h("span", {}, label), input, output);
+  row.sync = (limits = {}) => {
+    for (const [key, value] of Object.entries(limits)) input[key] = value;
+    input.value = ui.state[name];
+    output.textContent = format(ui.state[name]);
+    input.setAttribute("aria-valuetext", format(ui.state[name]));
+    input.style.setProperty("--part", `${(100 * (input.value - input.min)) / (input.max - input.min || 1)}%`);
+  };
+  return row;
+}
+
+// One of a few, side by side: radio buttons in their working clothes.
+let groups = 0;
+function choice(ui, name, label, options) {
+  const group = `tgx-${name}-${groups++}-${Math.random().toString(36).slice(2, 8)}`;
+  const inputs = Object.entries(options).map(([value, text]) => {
+    const input = h("input", {type: "radio", name: group, value, "data-lm-suppress-shortcuts": "true",
+      onchange: () => ui.set({[name]: value})});
+    return h("label", {}, input, h("span", {}, text));
+  });
+  const row = h("div", {class: "tgx-choice", role: "radiogroup", "aria-label": label}, inputs);
+  row.sync = () => inputs.forEach((label) => (label.firstChild.checked = label.firstChild.value === String(ui.state[name])));
+  return row;
+}
+
+function button(text, onclick, props = {}) {
+  return h("button", {type: "button", class: "tgx-button", "data-lm-suppress-shortcuts": "true", onclick, ...props}, text);
+}
+
+// A canvas as sharp as the screen; returns its context, in CSS pixels.
+function sharpen(canvas, width, height) {
+  const ratio = globalThis.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  return context;
+}
+
+// Is the page around an element dark? What JupyterLab and Quarto say, else the first background, else the system.
+function isDark(el) {
+  const {classList, dataset} = document.body;
+  if (dataset.jpThemeLight) return dataset.jpThemeLight === "false";
+  for (const theme of ["quarto", "vscode"]) {
+    if (classList.contains(`${theme}-dark`)) return true;
+    if (classList.contains(`${theme}-light`)) return false;
+  }
+  for (let at = el; at; at = at.parentElement) {
+    const [r, g, b, a = 1] = getComputedStyle(at).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
+    if (a > 0.5) return 0.3 * r + 0.6 * g + 0.1 * b < 128;
+  }
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+// The colours that canvases need; the rest is in explorers.css. Okabe and Ito's, told apart by all eyes.
+const PAINT = {
+  light: {ground: [255, 255, 255], blue: [0, 90, 160], orange: [213, 94, 0], off: "#eceff3", line: "#c9d0da"},
+  dark: {ground: [22, 27, 34], blue: [110, 195, 255], orange: [255, 150, 60], off: "#262d37", line: "#3a4350"},
+};
+const mix = (from, to, t) => `rgb(${from.map((x, i) => Math.round(x + (to[i] - x) * clamp(t, 0, 1))).join(",")})`;
+
+// Draw an explorer into `el`. `onchange(patch)` hears what the reader changed; `update(patch, data)` is the way back.
+function mount({el, kind, data, state, onchange}) {
+  const root = h("div", {class: `tgx tgx-${kind}`, role: "group", "aria-label": data.title});
+  const said = h("div", {class: "tgx-say", role: "status", "aria-live": "polite"});
+  const ui = {
+    root, data, said, state: {...state}, live: Boolean(onchange),
+    say: (text) => said.textContent === text || (said.textContent = text),
+    set(patch) {
+      Object.assign(ui.state, patch);
+      onchange?.(patch);
+      draw();
+    },
+    get paint() { return PAINT[root.dataset.theme]; },
+    get width() { return Math.floor(root.clientWidth - 2 * parseFloat(getComputedStyle(root).paddingLeft)) || 640; },
+  };
+  const theme = () => (root.dataset.theme = isDark(el) ? "dark" : "light");
+  el.replaceChildren(root);
+  theme();
+  let paint;
+  const build = () => { root.replaceChildren(); paint = KINDS[kind](ui); draw(); };
+  const draw = () => paint(ui.state);
+  build();
+  const onTheme = () => { const before = root.dataset.theme; if (theme() !== before) draw(); };
+  const watcher = new MutationObserver(onTheme), system = matchMedia("(prefers-color-scheme: dark)");
+  for (const at of [document.body, document.documentElement]) watcher.observe(at, {attributes: true});
+  system.addEventListener("change", onTheme);
+  let width = root.clientWidth;
+  const sizes = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
+  sizes.observe(root);
+  return {
+    update(patch = {}, data = null) {
+      Object.assign(ui.state, patch);
+      if (data) ui.data = data;
+      data && !paint.reads ? build() : draw(); // an explorer that reads ui.data anew each time is not built anew
+    },
+    destroy() {
+      watcher.disconnect();
+      sizes.disconnect();
+      system.removeEventListener("change", onTheme);
+      root.remove();
+    },
+  };
+}
+
+// A page without a kernel: what to draw lies as JSON beside the place to draw it.
+function start(id) {
+  const mounted = (globalThis.tinygptMounted ??= new WeakSet());
+  for (const host of document.querySelectorAll(`[data-tgx="${id}"]`)) {
+    if (mounted.has(host)) continue;
+    mounted.add(host);
+    const {kind, data, state} = JSON.parse(host.querySelector("script[type='application/json']").textContent);
+    mount({el: host.querySelector(".tgx-still"), kind, data, state});
+  }
+}
+
+// JupyterLab: the same, bound to the traits of a Python object.
+function render({model, el}) {
+  const names = model.get("names");
+  let mine = false;
+  const view = mount({
+    el, kind: model.get("kind"), data: model.get("data"),
+    state: Object.fromEntries(names.map((name) => [name, model.get(name)])),
+    onchange(patch) {
+      mine = true;
+      for (const [name, value] of Object.entries(patch)) if (names.includes(name)) model.set(name, value);
+      mine = false;
+      model.save_changes();
+    },
+  });
+  for (const name of names) model.on(`change:${name}`, () => mine || view.update({[name]: model.get(name)}));
+  model.on("change:data", () => view.update({}, model.get("data")));
+  return () => view.destroy();
+}
