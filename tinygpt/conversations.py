@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'Messages', 'TEMPLATES', 'SPEAKERS', 'check_messages', 'Part', 'Encoded', 'Turn', 'ChatTemplate',
-           'find_template', 'guess_template', 'encode_all', 'to_messages', 'read_records', 'read_conversations',
-           'hf_template', 'JinjaTemplate', 'mask_view']
+           'find_template', 'guess_template', 'encode_all', 'to_messages', 'read_records', 'choose_split',
+           'read_conversations', 'hf_template', 'JinjaTemplate', 'mask_view']
 
-# %% ../nbs/16b_conversations.ipynb #6dcd24f3
+# %% ../nbs/16b_conversations.ipynb #01498d89
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Turn(NamedTuple):
     end: str # after an assistant's words the model must learn to write this
     gap: str = "" # stands before the next turn, and is not learned
 
-# %% ../nbs/16b_conversations.ipynb #1a7342b2
+# %% ../nbs/16b_conversations.ipynb #b3d4945b
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
     """How a conversation is written down. Only the template writes control tokens: content is always plain text.
@@ -117,18 +118,21 @@ class ChatTemplate:
         return set(self.special_tokens)
 
     def stop(self, tokenizer: Tokenizer) -> list[int]:
-        "Ids that end a reply: whatever control token comes, the assistant's turn is over."
-        names = dict.fromkeys([*sorted(self.allowed(tokenizer)), EOT])
-        return [tokenizer.special_tokens[name] for name in names if name in tokenizer.special_tokens]
+        "Ids that end a reply. Whatever control token comes, the assistant's turn is over."
+        self.allowed(tokenizer) # it raises
+        return list(tokenizer.special_tokens.values())
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        "Openings of turns that are plain text: they end a reply as well."
+        opens = [turn.open for turn in self.turns.values() if turn.open.strip()]
+        return tuple(text.rstrip() for text in opens if not any(token in text for token in self.special_tokens))
 
     def reply(self, tokenizer: Tokenizer, ids: Iterable[int]) -> str:
         "The text of a reply without what ends it."
-        said, ends = [], set(self.stop(tokenizer))
-        for id in ids:
-            if id in ends:
-                break
-            said.append(id)
-        return tokenizer.decode(said)
+        ends = set(self.stop(tokenizer))
+        text = tokenizer.decode(list(takewhile(lambda id: id not in ends, ids)))
+        return text[: min((at for sign in self.stop_strings if (at := text.find(sign)) >= 0), default=len(text))]
 
 # %% ../nbs/16b_conversations.ipynb #734f10d7
 TEMPLATES: dict[str, ChatTemplate] = {t.name: t for t in (
@@ -226,7 +230,7 @@ def to_messages(
         raise ValueError(f"{where}: there is {wrong}; mend the record, or leave it out")
     return turns
 
-# %% ../nbs/16b_conversations.ipynb #76b9c6e3
+# %% ../nbs/16b_conversations.ipynb #25c80561
 def read_records(path: Path) -> Iterator[tuple[str, Mapping]]: # where it stands, for messages; the record
     "The records of a JSON file that holds a list, or of JSON lines. Raises ValueError for what is no JSON."
     if path.suffix not in (".json", ".jsonl", ".ndjson"):
@@ -250,32 +254,39 @@ def read_records(path: Path) -> Iterator[tuple[str, Mapping]]: # where it stands
     except UnicodeDecodeError as error:
         raise ValueError(f"conversations: {path} is not UTF-8 text (byte {error.start}); convert it") from None
 
+def choose_split(splits: Mapping, split: str, name: str):
+    "One of several. Raises ValueError, with the names there are."
+    if split not in splits:
+        raise ValueError(f"conversations: {name} has no split={split!r}; choose from {', '.join(sorted(splits))}")
+    return splits[split]
+
 def read_conversations(
     source: str | Path | Iterable[Mapping], # see below; or records in memory
-    split: str = "train", # of what has several: "train", "val", "held_out" of the shipped questions
+    split: str = "train", # of a source that has several; "train", "val" and "held_out" of the shipped questions
     streaming: bool = False, # take a dataset of the hub as it arrives, storing nothing
 ) -> Iterator[list[dict[str, str]]]: # messages
     """Conversations from the shipped `tales-questions`, a .json or .jsonl file, `hf:owner/name`, or records.
 
     Raises ValueError, with the record's number, for one that `to_messages` refuses, and for a source without any;
     FileNotFoundError for a file that is not there."""
+    name, found = str(source) if isinstance(source, str | Path) else "conversations", source
     if source == "tales-questions":
-        source = shipped(f"tales/questions/{split}.jsonl")
-    if isinstance(source, str | Path) and Path(source).is_file():
-        rows = read_records(Path(source))
+        found = choose_split({path.stem: path for path in shipped("tales/questions").glob("*.jsonl")}, split, source)
+    elif isinstance(source, str | Path):
+        found = Path(source) if Path(source).is_file() else look_up(source)
+    if isinstance(found, Path):
+        rows = read_records(found)
     else:
-        name = str(source) if isinstance(source, str | Path) else "conversations"
-        found = look_up(source) if isinstance(source, str | Path) else source
         if isinstance(found, HubDataset):
             found = load_rows(found, split, streaming)
         elif isinstance(found, Mapping):
-            found = found[split]
+            found = choose_split(found, split, name)
         rows = ((f"{name}, record {i}", row) for i, row in enumerate(found, 1))
     n = 0
     for n, (where, row) in enumerate(rows, 1):
         yield to_messages(row, where)
     if not n:
-        raise ValueError(f"conversations: {source!r:.80} holds no conversation; give one with records")
+        raise ValueError(f"conversations: {name} holds no conversation; give a source with records")
 
 # %% ../nbs/16b_conversations.ipynb #0e3b1056
 def hf_template(
