@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['fingerprint', 'their_path', 'our_path', 'adapter_tensors', 'adapter_config', 'save_adapter', 'read_adapter',
-           'build_updates', 'load_adapter', 'grow', 'open_base', 'open_model']
+           'build_updates', 'load_adapter', 'grow', 'ready', 'open_base', 'settle', 'open_adapter', 'LoRA',
+           'open_model']
 
 # %% ../nbs/17b_adapters.ipynb #42d91a79
 import hashlib
@@ -22,32 +23,40 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-# %% ../nbs/17b_adapters.ipynb #de68b7dd
+# %% ../nbs/17b_adapters.ipynb #92727c5e
 from .attention import check
+from .conversations import find_template
 from tinygpt.lora import (
     PEFT_NAMES, LoraConfig, LowRank, TokenRows, adapted, adapter_names, add_lora, add_update, merge, set_adapter,
 )
 from .model import GPT
+from .quantization import Quantized
 from .rope import to_half, to_interleaved
-from .runs import find_checkpoint, load, whole_directory
+from .runs import load, whole_directory
+from .sft import METHODS, SFT, TuneConfig
 from .tokenizer import Tokenizer, load_tokenizer
 
-# %% ../nbs/17b_adapters.ipynb #adc780ae
+# %% ../nbs/17b_adapters.ipynb #b75ae34e
 def fingerprint(
     model: GPT,
     without: Sequence[int] = (), # tokens whose rows may differ
 ) -> str: # sha256, hexadecimal
-    "One line that says which weights these are: names, types and bytes of the base, adapters left out."
+    """One line that says which weights these are: names, types and bytes of the base, without adapters beside it.
+
+    An adapter that is merged counts, with the weights from before: their sum may round elsewhere in another way."""
+    params = {name.replace(".base.", "."): p for name, p in model.named_parameters() if ".adapters." not in name}
+    for i, merged in enumerate([*getattr(model, "under", []), *filter(None, [getattr(model, "merged", None)])]):
+        for path, m in merged["layers"].items():
+            params |= {f"{i}.{path}.{name}": p for name, p in m.adapters.named_parameters()}
+            w = merged["before"].get(path)
+            if not i and w is not None: params[f"{path}.weight"] = w
     digest = hashlib.sha256()
-    for name, p in sorted((name.replace(".base.", "."), p) for name, p in model.named_parameters()):
-        if ".adapters." in name: continue
-        w = p.detach()
+    for name, p in sorted(params.items()):
+        w = p.detach().cpu()
         if len(without) and name in ("embed.weight", "head.weight"):
-            kept = torch.ones(len(w), dtype=torch.bool)
-            kept[[i for i in without if i < len(w)]] = False
-            w = w[kept.to(w.device)]
+            w = w[[i for i in range(len(w)) if i not in without]]
         digest.update(f"{name} {w.dtype} {tuple(w.shape)}".encode())
-        digest.update(w.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(w.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../nbs/17b_adapters.ipynb #4e33a671
@@ -224,7 +233,7 @@ def load_adapter(
     set_adapter(model, name)
     return model
 
-# %% ../nbs/17b_adapters.ipynb #e3fb4dfc
+# %% ../nbs/17b_adapters.ipynb #abd46546
 def grow(
     model: GPT, # changed in place
     vocab_size: int, # V it shall have
@@ -238,24 +247,68 @@ def grow(
         setattr(table, "vocab_size" if path == "embed" else "d_out", vocab_size)
     model.cfg = model.cfg.replace(vocab_size=vocab_size)
 
+def ready(model: GPT) -> GPT:
+    "A model as one uses it: its adapter is merged, unless the weights are of few bits."
+    quantized = any(isinstance(m.base, Quantized) for m in adapted(model).values())
+    return model if quantized or not adapted(model) else merge(model)
+
 def open_base(
     name: str | Path,
-    whose: str = "the adapter", # named in errors
+    whose: str = "adapter", # named in errors
 ) -> tuple[GPT, Tokenizer]:
-    "The model that an adapter belongs to; adapters of its own are merged. Raises FileNotFoundError or ValueError."
+    "The model that an adapter belongs to. Raises FileNotFoundError or ValueError, each in one line."
     try: model, tokenizer = load(name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{whose}: its base {name} cannot be opened ({error}); put it back") from None
-    if adapted(model):
-        merge(model)
-        del model.merged
+        raise FileNotFoundError(f"{whose}: its base {name} is missing ({error}); put it back") from None
+    settle(model)
     return model, tokenizer
 
+def settle(model: GPT) -> None: # changed in place
+    "From now on the adapter that is merged is a part of the base: others may come on top."
+    if getattr(model, "merged", None): model.under = [*getattr(model, "under", []), model.__dict__.pop("merged")]
+
+# %% ../nbs/17b_adapters.ipynb #d6949026
+def open_adapter(
+    facts: dict, # what a checkpoint says of its adapter
+) -> GPT: # the base, and beside it adapters that know nothing yet
+    "The model that a checkpoint of adapters is read into. Raises FileNotFoundError or ValueError, each in one line."
+    model, _ = open_base(facts["base"])
+    check(fingerprint(model, facts["tokens"]) == facts["fingerprint"], "adapter", f"its base {facts['base']}",
+          "has other weights than the ones it was trained on", "put that base back")
+    grow(model, facts["vocab_size"])
+    add_lora(model, LoraConfig(**facts["lora"] | {"targets": tuple(facts["lora"]["targets"])}), tokens=facts["tokens"])
+    model.adapter = facts
+    return model
+
+class LoRA(SFT):
+    "The task of fine-tuning by adapters: the base rests, and checkpoints hold only what stands beside it."
+
+    def adapt(self, model: GPT, config: TuneConfig, tokenizer: Tokenizer, new_ids: list[int]) -> None:
+        "Adapters on the layers that the configuration names, and rows for the tokens of the template."
+        tokens = sorted(tokenizer.special_tokens[name] for name in find_template(config.chat.template).special_tokens)
+        settle(model)
+        model.adapter = {
+            "base": config.base, "fingerprint": fingerprint(model, tokens), "tokens": tokens,
+            "vocab_size": model.cfg.vocab_size,
+            "lora": asdict(config.lora) | {"targets": list(config.lora.targets)}, # a list, as in JSON
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            add_lora(model, config.lora, tokens=tokens)
+        for m in adapted(model).values(): # rows that the base lacks on the disk: the adapter has all of them
+            if isinstance(m.update, TokenRows) and new_ids:
+                rows, own = m.base.weight.data, torch.isin(m.update.ids, torch.tensor(new_ids))
+                m.update.delta.data[own] = rows[m.update.ids[own]]
+                rows[new_ids] = 0
+
+METHODS["lora"] = LoRA()
+
+# %% ../nbs/17b_adapters.ipynb #0b5bd474
 def open_model(
     name: str | Path, # a run directory, a checkpoint, a shipped name, or a directory with adapter_config.json
     device: str | torch.device = "cpu",
 ) -> tuple[GPT, Tokenizer]:
-    "A trained model, on its base if it is an adapter, and its tokenizer. Raises FileNotFoundError or ValueError."
+    "A trained model, an adapter merged into its base, and its tokenizer. Raises FileNotFoundError or ValueError."
     folder = Path(name)
     if not (folder / "adapter_config.json").is_file(): return load(name, device)
     base = read_adapter(folder)[0].get("base_model_name_or_path")
@@ -264,4 +317,4 @@ def open_model(
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         grow(model, tokenizer.vocab_size)
-    return load_adapter(model, folder).to(device).eval(), tokenizer
+    return ready(load_adapter(model, folder)).to(device).eval(), tokenizer
