@@ -7,7 +7,7 @@ __all__ = ['GUIDE', 'COMMANDS', 'nearest', 'Parser', 'whole', 'number', 'split_o
            'Chosen', 'choose_model', 'do_data', 'train_and_show', 'report_run', 'floor_lines', 'check_tokenizer',
            'do_train', 'run_command', 'one_line', 'in_users_words', 'main', 'terminal']
 
-# %% ../nbs/23_cli.ipynb #0d752415
+# %% ../nbs/23_cli.ipynb #d77842f0
 GUIDE = """\
 tinygpt: train a small language model, watch it learn, and use it
 
@@ -15,6 +15,7 @@ tinygpt: train a small language model, watch it learn, and use it
   tinygpt data                      what texts there are; prepare one; write more tales
   tinygpt train --recipe tales      train by a recipe; every field can be changed
   tinygpt generate --prompt "One"   let a model continue a text
+  tinygpt chat                      talk with a model that learned to answer
   tinygpt evaluate runs/tales       how far a model is from perfect
   tinygpt checkpoints runs/tales    what a run has saved, and which is the best
   tinygpt profile --recipe tales    what a model costs, before it is trained
@@ -424,12 +425,13 @@ def do_train(argv: Sequence[str]) -> int:
     print(report_run(path))
     return 0
 
-# %% ../nbs/23_cli.ipynb #860a884a
+# %% ../nbs/23_cli.ipynb #01e3592f
 COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # a function, or the module and name of one
     "demo": "tinygpt.telling:do_demo",
     "data": do_data,
     "train": do_train,
     "generate": "tinygpt.telling:do_generate",
+    "chat": "tinygpt.chatting:do_chat",
     "evaluate": "tinygpt.looking:do_evaluate",
     "checkpoints": "tinygpt.looking:do_checkpoints",
     "profile": "tinygpt.looking:do_profile",
