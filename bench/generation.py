@@ -181,8 +181,10 @@ def kind_of(op: str, shapes: list[list[int]], n_tokens: int, n_prompt: int, cfg)
     "The part of a step that an operator belongs to, by its name and its inputs' shapes; None: the rest, or the prompt."
     if op in PRODUCTS:
         rows, matrix = (shapes[i] for i in PRODUCTS[op])
-        if n_prompt > 1 and n_tokens in rows[:-1] or min(matrix[-2:]) <= cfg.head_width:
-            return None  # as many rows as the prompts have tokens; a rotation, or a sum of squares
+        if n_prompt > 1 and n_tokens in rows[:-1]:
+            return None  # as many rows as the prompts have tokens
+        if min(matrix[-2:]) <= cfg.head_width:  # a rotation, a sum of squares, or queries and keys, weights and values
+            return "attention" if cfg.head_width in matrix[-2:] and len({*matrix[-2:]}) == 2 else None
         pieces = matrix[0] if len(matrix) == 3 else 1  # each thread has one
         return "head" if cfg.vocab_size in (*matrix, pieces * matrix[-1]) else "matrices"
     if op.startswith("aten::_scaled_dot_product") or op == "aten::_softmax":

@@ -113,7 +113,7 @@ def next_logits(
         x = x + m.down(h) if b.pre else b.mlp_norm(x + m.down(h))
     return model.logits(model.norm(x))
 
-# %% ../nbs/13b_decode.ipynb #cf8c39f7
+# %% ../nbs/13b_decode.ipynb #13caf3ac
 class Program:
     """Calls on fixed memory, decided once and made again for every token: `for call in program.calls: call()`.
 
@@ -145,7 +145,13 @@ class Program:
         if len(modules) > 1 and len(kinds) == 1 and hasattr(modules[0], "join"): # of chapter 14
             with torch.inference_mode(False), torch.no_grad(): modules = [modules[0].join(modules)]
         def f(): return modules[0](x) if len(modules) == 1 else torch.cat([m(x) for m in modules], -1)
-        return self.put(f, f().shape, add_to)
+        y, bind = self.new(*f().shape), getattr(modules[0], "bind", None) if len(modules) == 1 else None
+        call = bind and bind(x, y)
+        if call is None: return self.put(f, y.shape, add_to)
+        self.calls.append(call)
+        if add_to is None: return y
+        self.do(Tensor.add_, add_to, y)
+        return add_to
 
     def product(self, w: Tensor, bias: Tensor | None, x: Tensor, add_to: Tensor | None = None
     ) -> Tensor: # (N, d_out)
@@ -154,7 +160,7 @@ class Program:
         on_cpu = x.device.type == "cpu" and x.dtype is torch.float32
         by_columns = w.stride(0) == 1 and d_out > 1
         n = n_pieces(d_in if by_columns else d_out) if on_cpu and N == 1 else 1
-        few = 1 < N <= 64 and w.numel() >= 2**19 # below, its 13 µs for a call are too much
+        few = 1 < N <= 64 and w.numel() >= 2**18 # below, its 13 µs for a call are too much
         alone = N == n == 1 and not by_columns and w.numel() > 2**18
         if on_cpu and (few or alone) and torch.backends.mkldnn.is_available(): # oneDNN reads w once for all rows
             f = partial(torch.ops.mkldnn._linear_pointwise, x, w, bias, "none", [], "")
@@ -223,7 +229,7 @@ def compiled(
         COMPILED[model] = where, torch.compile(own, options=options)
     return COMPILED[model][1]
 
-# %% ../nbs/13b_decode.ipynb #07da1d69
+# %% ../nbs/13b_decode.ipynb #40b7bc99
 class DecodeStep:
     """A GPT's forward pass for a few new tokens, `step(ids (B, T)) -> logits (B, T, V)`; see `decodable`.
 
@@ -246,7 +252,7 @@ class DecodeStep:
         with torch.inference_mode(False): # what is made in inference mode could not be written to outside
             wide = torch.promote_types(like.dtype, torch.float32) # angles are not rounded to halves
             self.eye = torch.eye(model.cfg.head_width, dtype=wide, device=like.device) # (D, D)
-            one = torch.ones_like(self.eye[0])
+            one, self.nothing = torch.ones_like(self.eye[0]), torch.zeros_like(like[:1, 0, :1, :1])
             self.partner = model.rope and rotate(self.eye, 0 * one, one, model.rope.layout) # (D, D)
 
     def where(self) -> list[int]:
@@ -293,9 +299,10 @@ class DecodeStep:
             positions = cache.positions(T) # (T,) or (B, T)
             mask = cache.mask(positions, cfg.window) # None, (T, S) or (B, 1, T, S)
             if mask is not None: mask = mask.repeat(*[1] * (mask.ndim - 2), cfg.n_heads // K, 1) # (.., G·T, S)
-        self.positions, self.mask, self.minus = positions, mask, None
-        if T > 1 and mask is not None and mask.ndim == 2: # (G·T, S) to be added to scores: -inf where nothing is seen
-            self.minus = cache.k[0].new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        self.positions, self.mask, self.minus = positions, mask, self.nothing
+        if mask is not None and B * T > 1: # to be added to scores: -inf where nothing is seen
+            minus = cache.k[0].new_zeros(mask.shape).masked_fill_(~mask, -torch.inf) # (G·T, S) or (B, 1, G·T, S)
+            self.minus = minus if minus.ndim == 2 else minus.expand(B, K, -1, -1).flatten(0, 1) # (B·K, G·T, S)
         e = model.embed(ids) # (B, T, C)
         if cfg.position == "learned": e = e + model.position_embed(positions)
         x.copy_(e.view(x.shape))
@@ -352,7 +359,7 @@ class DecodeStep:
             else: keys, values = cache.update(layer, k, v, self.positions)
             qs = line if T == 1 else q.reshape(B, K, G * T, D)
             if cap: z = attention_weights(qs, keys, self.mask, cap) @ values # (B, K, G·T, D)
-            elif T > 1 and self.minus is not None: # for few rows three calls are quicker than the fused one
+            elif B * T > 1: # for few rows three calls are quicker than the fused one
                 w = torch.baddbmm(self.minus, qs.flatten(0, 1), keys.flatten(0, 1).mT, alpha=D**-0.5).softmax(-1)
                 z = torch.bmm(w, values.flatten(0, 1)) # (B·K, G·T, D)
             else: z = F.scaled_dot_product_attention(qs, keys, values, self.mask)

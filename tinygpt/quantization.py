@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EVEN', 'OFFSET', 'to_int8', 'from_int8', 'to_int4', 'from_int4', 'pack_int4', 'unpack_int4', 'int8_product',
-           'int8_digit', 'int8_on_gpu', 'int4_block', 'stored', 'Int8Matrix', 'Int4Matrix', 'Quantized', 'QuantLinear',
-           'QuantEmbedding', 'group_for', 'hollow', 'settle', 'quantize', 'weight_bytes']
+           'one_row', 'int8_digit', 'int8_on_gpu', 'int4_block', 'stored', 'Int8Matrix', 'Int4Matrix', 'Quantized',
+           'QuantLinear', 'QuantEmbedding', 'group_for', 'hollow', 'settle', 'quantize', 'weight_bytes']
 
-# %% ../nbs/14_quantization.ipynb #c3237b35
+# %% ../nbs/14_quantization.ipynb #1bd25e3d
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -95,7 +95,7 @@ def unpack_int4(
     rest = packed[full:].reshape(K, (N - full) // 2)
     return torch.cat([blocks, torch.stack([rest & 15, rest >> 4], -1).view(K, N - full).T])
 
-# %% ../nbs/14_quantization.ipynb #c86eb056
+# %% ../nbs/14_quantization.ipynb #3d2ac87f
 EVEN = 16.0 # steps: a row of x whose typical number (root of the mean square) is at least as long gets one digit
 OFFSET = {n: torch.tensor(n + 1.5) for n in (127, 63)} # makes digits positive; the half rounds where .to() cuts off
 
@@ -107,12 +107,7 @@ def int8_product(
     digit: int = 127, # the largest digit: 127, or 63 where `int8_digit` says so
 ) -> Tensor: # (M, N) float32
     "x Wᵀ in whole numbers, each row of x rounded to one digit if it is even, and to two if not."
-    M, K = x.shape
-    if M == 1: # the usual case while writing: Python's numbers spare many small calls
-        top, length = x.abs().max().item(), torch.dot(x[0], x[0]).item()
-        if length >= K * (EVEN * top / digit) ** 2:
-            u = torch.add(OFFSET[digit], x, alpha=digit / max(top, 1e-30)).to(torch.uint8)
-            return torch._int_mm(u, levels.T).sub_(sums, alpha=digit + 1).mul(top / digit).mul_(scale)
+    M = len(x)
     most = max(1, 2**23 // len(levels)) # rows at a time, for there is a sum for each
     if M > most: return torch.cat([int8_product(part, levels, scale, sums, digit) for part in x.split(most)])
     step = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30).div_(digit) # (M, 1)
@@ -125,6 +120,30 @@ def int8_product(
     y = found[:M] * step
     if two: y += found[M:] * (step / (2 * digit))
     return y.mul_(scale)
+
+# %% ../nbs/14_quantization.ipynb #87c5f141
+def one_row(
+    x: Tensor, # (1, K) float32, read at each call
+    y: Tensor, # (1, N) float32, where each call writes x Wᵀ
+    levels: Tensor, # (N, K) and the rest as in `int8_product`
+    scale: Tensor,
+    sums: Tensor,
+    digit: int = 127,
+) -> Callable: # () -> y
+    "`int8_product` of a single row, over and over, in memory that is made once."
+    with torch.inference_mode(False): # else it could not be written to outside of that mode
+        shifted, u = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
+        found = torch.empty(1, len(levels), dtype=torch.int32)
+    row, columns, least, offset = x[0], levels.T, x.shape[1] * (EVEN / digit) ** 2, OFFSET[digit]
+
+    def call() -> Tensor:
+        top = x.abs().max().item()
+        if not torch.dot(row, row).item() >= least * top**2: # not even, or not a number
+            return y.copy_(int8_product(x, levels, scale, sums, digit))
+        u.copy_(torch.add(offset, x, alpha=digit / max(top, 1e-30), out=shifted))
+        torch._int_mm(u, columns, out=found).sub_(sums, alpha=digit + 1)
+        return torch.mul(found, top / digit, out=y).mul_(scale)
+    return call
 
 # %% ../nbs/14_quantization.ipynb #145bab07
 @cache
@@ -162,7 +181,7 @@ def int4_block() -> int | None: # rows in a block; None: no kernel here that is 
         except (RuntimeError, AttributeError): return None
         if (y.float() - right).norm() < 0.01 * right.norm(): return block
 
-# %% ../nbs/14_quantization.ipynb #62b1bf80
+# %% ../nbs/14_quantization.ipynb #e3fe2b26
 def stored(shape: Sequence[int], dtype: torch.dtype) -> nn.Parameter:
     "Whole numbers that are saved and moved with a model, and not trained."
     return nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
@@ -191,10 +210,14 @@ class Int8Matrix(nn.Module):
     def rows(self, ids: Tensor) -> Tensor: # (...) -> (..., K) float32
         return F.embedding(ids, self.levels) * self.scale[ids].float()[..., None]
 
+    def parts(self) -> tuple: # what products of whole numbers need
+        return self.levels, self.scale, self.sums, int8_digit()
+
     def product(self, x: Tensor) -> Tensor: # (M, K) -> (M, N) float32
         "x Wᵀ: in whole numbers on a processor that can, by torch's kernel on a GPU (in bfloat16), else written out."
         if x.is_cpu and self.sums is not None and not x.requires_grad and int8_digit():
-            return int8_product(x.float(), self.levels, self.scale, self.sums, int8_digit())
+            if len(x) == 1: return one_row(x.float(), x.new_empty(1, self.n_rows, dtype=torch.float32), *self.parts())()
+            return int8_product(x.float(), *self.parts())
         if x.is_cuda and not x.requires_grad and int8_on_gpu():
             return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale).float()
         return F.linear(x.float(), self.dequantize())
@@ -280,7 +303,7 @@ class Int4Matrix(nn.Module):
         for part, start, n in zip(parts, starts, sizes): part.grid_bits.data = grid.data[:, start:start + n]
         return whole
 
-# %% ../nbs/14_quantization.ipynb #861911a9
+# %% ../nbs/14_quantization.ipynb #d5e718e0
 class Quantized(nn.Module):
     "What quantized layers have in common: a matrix in few bits. Raises ValueError when told to train."
     def __init__(self, matrix: Int8Matrix | Int4Matrix):
@@ -309,6 +332,14 @@ class QuantLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor: # (..., K) -> (..., N)
         return self.product(x) if self.bias is None else self.product(x) + self.bias
+
+    def bind(self, x: Tensor, y: Tensor) -> Callable | None: # (N, K), (N, d_out)
+        "A call that writes forward(x) to y, over and over; None where that would be no quicker than `forward`."
+        m = self.matrix
+        usual = isinstance(m, Int8Matrix) and m.sums is not None and len(x) == 1 and x.is_cpu and int8_digit()
+        if not usual or x.dtype is not torch.float32: return None
+        call, bias = one_row(x, y, *m.parts()), self.bias
+        return call if bias is None else lambda: call().add_(bias)
 
     @staticmethod
     def join(layers: Sequence["QuantLinear"]) -> "QuantLinear":
