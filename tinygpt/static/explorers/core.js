@@ -27,6 +27,9 @@ function visible(text) {
   return (/^\p{M}/u.test(text) ? "◌" : "") + chars.join("");
 }
 
+// The same for running text, which keeps its spaces and lines.
+const prose = (text) => [...text].map((c) => (c === " " || c === "\n" ? c : visible(c))).join("");
+
 function brief(text, n = 18) {
   const chars = [...visible(text)];
   return chars.length > n ? chars.slice(0, n - 1).join("") + "…" : chars.join("");
@@ -47,11 +50,11 @@ function slider(ui, name, label, {min, max, step = 1, format = String, hint}) {
   const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true",
     "data-name": name, oninput: () => ui.set({[name]: Number(input.value)})});
   const row = h("label", {class: "tgx-slider", title: hint}, h("span", {}, label), input, output);
-  row.sync = (limits = {}) => {
-    for (const [key, value] of Object.entries(limits)) input[key] = value;
-    input.value = ui.state[name];
-    output.textContent = format(ui.state[name]);
-    input.setAttribute("aria-valuetext", format(ui.state[name]));
+  row.sync = (max = input.max, value = ui.state[name]) => {
+    input.max = max;
+    input.value = value;
+    output.textContent = format(value);
+    input.setAttribute("aria-valuetext", format(value));
     input.style.setProperty("--part", `${(100 * (input.value - input.min)) / (input.max - input.min || 1)}%`);
   };
   return row;
