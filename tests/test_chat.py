@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import random
+import select
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+import yaml
 
 from tinygpt.chat import Chat, Memory, fit
-from tinygpt.conversations import TEMPLATES
+from tinygpt.chatting import ACTIONS
+from tinygpt.cli import main
+from tinygpt.conversations import TEMPLATES, read_conversations
 from tinygpt.generation import generate
 from tinygpt.model import GPT, PRESETS
 from tinygpt.quantization import quantize
+from tinygpt.runs import save_checkpoint
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import EOT, BPETokenizer, ByteTokenizer
 from tinygpt.worlds import Tales
@@ -254,3 +265,202 @@ def test_a_tokenizer_without_turns():
     with pytest.raises(ValueError, match="add_tokens"):
         Chat(make(257), ByteTokenizer(), "chatml")
     assert Chat(make(257, context_length=512), ByteTokenizer(), "alpaca", temperature=0, max_new_tokens=5).reply("Hi") is not None
+
+
+# --- the command -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Runs of random models: an assistant, a base that reserves the tokens of turns, and one that knows none."
+    folder = tmp_path_factory.mktemp("chat")
+    for name, tokenizer, config in [("assistant", TOKENIZER, {"base": "x", "chat": {"template": "tales"}}), ("base", TOKENIZER, {"data": {}}),
+                                    ("plain", ByteTokenizer(), {"data": {}}), ("alpaca", ByteTokenizer(), {"chat": {"template": "alpaca"}})]:
+        run = folder / "runs" / name
+        run.mkdir(parents=True)
+        tokenizer.save(run / "tokenizer.json")
+        (run / "config.yaml").write_text(yaml.safe_dump(config) + "...\n")
+        path = save_checkpoint(run / "checkpoints" / "step_000001", make(tokenizer.vocab_size), None, 1, tokenizer=tokenizer.fingerprint)
+        for which in ("best", "last"):
+            (run / f"{which}.json").write_text(json.dumps({"format": "tinygpt.pointer", "version": 1, "checkpoint": path.name, "step": 1}))
+    return folder
+
+
+@pytest.fixture
+def typed(folder, monkeypatch, capsys):
+    "What a piped conversation prints: type lines, get exit code, stdout and stderr."
+    monkeypatch.chdir(folder)
+
+    def run(text: str, *argv: str):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        code = main(["chat", *(argv or ("runs/assistant",)), "--seed", "1", "--max_new_tokens", "9"])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def test_each_line_of_a_pipe_is_a_turn(typed):
+    code, out, err = typed("Where is Anna?\n\nWhy?\n")
+    again = typed("Where is Anna?\nWhy?")
+    assert code == 0 and (code, out, err) == again
+    only = typed("Where is Anna?\n")[1]
+    assert out.startswith(only) and len(out) > len(only) and "Traceback" not in err
+
+
+def test_commands_in_a_conversation(typed, tmp_path):
+    code, out, err = typed(f"/help\n/temperature\n/temperature 0\nHi\n/retry\n/undo\nHi\n/edit Ho\n/edit Hi\n/save {tmp_path}/a.jsonl\n"
+                           f"/system Be kind.\n/reset\n/save {tmp_path}/a.jsonl\n/top_k 5\n/top_p 0.5\n/min_p off\n//hi\n/save {tmp_path}/a.jsonl\n/quit\nnever")
+    assert code == 0 and all(f"/{name}" in err for name in ACTIONS)
+    assert "(temperature 0.5)" in err and "(temperature 0.0)" in err and "(taken back: Hi)" in err and "(told before all else: Be kind.)" in err
+    records = [json.loads(line)["messages"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [m["content"] for m in records[0]][0] == "Hi" and len(records[0]) == 2
+    assert records[1] == [{"role": "system", "content": "Be kind."}] and records[2][1] == {"role": "user", "content": "/hi"}
+    replies = out.splitlines()
+    assert records[0][1]["content"] in out and "never" not in [m["content"] for r in records for m in r] and len(replies) >= 5
+
+
+def test_saved_conversations_can_be_read(typed, tmp_path):
+    typed(f"Hi\n/save {tmp_path}/a.jsonl\nHo\n/save {tmp_path}/a.jsonl")
+    assert [len(talk) for talk in read_conversations(tmp_path / "a.jsonl")] == [2, 4]
+
+
+def test_a_tale_to_ask_about(typed, tmp_path):
+    code, out, err = typed(f"/tale\nWhere?\n/undo\nWho?\n/edit Why?\n/save {tmp_path}/a.jsonl\n/tale\nWhere?\n/save {tmp_path}/a.jsonl")
+    (first,), (second,) = ([m for m in talk if m["role"] == "user"] for talk in read_conversations(tmp_path / "a.jsonl"))
+    assert code == 0 and "ask, for example: " in err and "(taken back: Where?)" in err
+    assert first["content"].endswith(".\nWhy?") and second["content"].endswith(".\nWhere?") and first["content"][:60] != second["content"][:60]
+    assert " ".join(first["content"].partition("\n")[0].split()) in " ".join(err.split())
+
+
+def test_a_long_message_and_a_long_conversation(typed):
+    code, out, err = typed("Hi\\\nthere\n" + "word " * 300 + "\n" + "How are you?\n" * 20)
+    assert code == 2 and err.count("tinygpt: chat: the message takes") == 1 and err.count("from now on the oldest turns are forgotten") == 1
+    assert len(out.splitlines()) >= 21
+
+
+def test_the_latest_assistant_is_taken(typed):
+    code, out, err = typed("Hi", "--temperature", "0")
+    assert code == 0 and err.startswith("using runs/a")
+    assert typed("Hi", "runs/assistant", "--quantize", "int8")[0] == 0
+    assert typed("Hi", "runs/alpaca")[0] == 0
+
+
+def test_a_base_model_is_told_to_learn_first(typed):
+    code, out, err = typed("Hi", "runs/base")
+    assert code == 0 and "never a conversation" in err and "tinygpt finetune --base runs/base" in err
+    code, out, err = typed("Hi", "runs/plain")
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and "tinygpt finetune --base runs/plain" in err
+    assert typed("Hi", "runs/plain", "--template", "alpaca")[0] == 0
+
+
+@pytest.mark.parametrize(("argv", "says"), [
+    ("runs/none", "runs/none"), ("runs/assistant --template x", "template='x' is unknown; choose from tales"),
+    ("runs/assistant --template none.jinja", "none.jinja"), ("runs/plain --template chatml", "lacks <|im_start|>"),
+    ("runs/assistant --temperature -1", "chat: --temperature -1"), ("runs/assistant --quantize int2", "invalid choice"),
+    ("runs/assistant --sliding", "unknown argument '--sliding'"), ("runs/assistant Hi", "say it when the conversation has begun"),
+    ("runs/assistant --stop=", "--stop is empty"), ("runs/assistant --device tpu", "tpu"),
+    (f"runs/assistant --system {'word' * 300}", "say less at a time"),
+])
+def test_what_chat_refuses(typed, argv, says):
+    code, out, err = typed("Hi", *argv.split(" "))
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and err.startswith("tinygpt: ") and says in err, err
+
+
+def test_no_room_for_a_reply(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["chat", "runs/assistant", "--max_new_tokens", "0"]) == 2
+    assert "--max_new_tokens 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("/foo", "there is no /foo"), ("/temprature 1", "did you mean temperature?"), ("/temperature x", "/temperature needs a number"),
+    ("/temperature -1", "/temperature=-1.0 must be 0"), ("/top_k 0", "/top_k=0"), ("/top_k 1.5", "/top_k needs a number"), ("/undo", "nothing to take back"),
+    ("/retry", "nothing to take back"), ("/edit", "/edit TEXT"), ("/edit x", "nothing to take back"), ("/save", "ends in .jsonl"),
+    ("/save a.txt", "ends in .jsonl"), ("/save a.jsonl", "nothing was said"), ("/", "there is no /"),
+])
+def test_what_a_conversation_refuses(typed, line, says):
+    code, out, err = typed(f"{line}\nHi\n")
+    assert code == 2 and len(err.splitlines()) == 1 and says in err, err
+    assert out.strip() == typed("Hi")[1].strip()
+
+
+def test_a_file_that_cannot_be_written(typed):
+    code, _, err = typed("Hi\n/save none/a.jsonl")
+    assert code == 2 and "none/a.jsonl" in err and len(err.splitlines()) == 1
+
+
+def test_no_tales_but_for_their_model(typed):
+    code, _, err = typed("/help\n/tale", "runs/alpaca")
+    assert code == 2 and "/tale is for models" in err and "new tale to ask" not in err
+
+
+class Terminal:
+    "A command in a terminal of its own: wait for what it shows, type, and no more than a minute of all that."
+
+    def __init__(self, command: list[str], folder):
+        import fcntl
+        import pty
+        import termios
+
+        self.screen, (self.master, slave), self.deadline = "", pty.openpty(), time.monotonic() + 60
+        self.child = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=os.environ | {"TERM": "xterm"}, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is a signal
+        os.close(slave)
+
+    def wait(self, until) -> None:
+        while not until(self.screen):
+            assert time.monotonic() < self.deadline, f"nothing more came: {self.screen!r}"
+            if select.select([self.master], [], [], 1)[0]:
+                self.screen += os.read(self.master, 1000).decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def end(self) -> int:
+        try:
+            return self.child.wait(max(self.deadline - time.monotonic(), 1))
+        finally:
+            self.child.kill()
+            os.close(self.master)
+
+
+needs_terminal = pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own")
+
+
+@needs_terminal
+def test_on_a_terminal_a_question_is_mended(folder):
+    "In a real terminal: arrow keys, /edit with the question to be mended, Ctrl-C on half a line, Ctrl-D."
+    pytest.importorskip("readline")
+    one = Terminal([sys.executable, "-m", "tinygpt", "chat", "runs/assistant", "--temperature", "0", "--max_new_tokens", "5"], folder)
+    try:
+        for n, typed in enumerate(("Were is she" + "\x1b[D" * 10 + "h\n", "/edit\n", "?\n", "half a line\x03", "/save a.jsonl\n", "\x04"), 1):
+            one.wait(lambda screen: screen.count("> ") >= n)
+            one.type(typed)
+    finally:
+        assert one.end() == 0, one.screen
+    talk = list(read_conversations(folder / "a.jsonl"))[0]
+    assert talk[0]["content"] == "Where is she?" and len(talk) == 2, one.screen
+    assert "Ctrl-D ends" in one.screen and "/tale tells one" in one.screen and "Traceback" not in one.screen
+
+
+@needs_terminal
+def test_ctrl_c_on_a_terminal_keeps_what_was_said(folder):
+    slow = ("import time, tinygpt.chat as c; feed = c.SafeText.feed\n"
+            "c.SafeText.feed = lambda self, new: (time.sleep(0.05), feed(self, new))[1]\n"
+            "from tinygpt.cli import main; raise SystemExit(main(['chat', 'runs/alpaca', '--temperature', '0']))")
+    one = Terminal([sys.executable, "-c", slow], folder)
+    try:
+        one.wait(lambda screen: "> " in screen)
+        one.type("Hi\n")
+        one.wait(lambda screen: len(screen.partition("Hi\r\n")[2]) > 5)
+        one.type("\x03")
+        one.wait(lambda screen: screen.count("> ") >= 2)
+        one.type("/save b.jsonl\n")
+        one.wait(lambda screen: "messages added" in screen)
+        one.type("\x04")
+    finally:
+        assert one.end() == 0, one.screen
+    talk = json.loads((folder / "b.jsonl").read_text())["messages"]
+    assert [m["role"] for m in talk] == ["user", "assistant"] and 0 < len(talk[1]["content"]) < 100, one.screen

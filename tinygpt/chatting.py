@@ -31,7 +31,7 @@ from .sampling import Sampling
 from .telling import add_sampling, sampling_options, typed_line
 from .tokenizer import Tokenizer
 
-# %% ../nbs/23e_chatting.ipynb #b8fb57e3
+# %% ../nbs/23e_chatting.ipynb #220342b2
 def remark(text: str) -> None:
     "Something that is not part of a reply, on stderr: a pipe carries replies alone."
     print(f"({text})", file=sys.stderr, flush=True)
@@ -62,8 +62,8 @@ class Console:
         chat = self.chat
         self.show(chat.say(f"{self.before}\n{text}" if self.before else text))
         self.before = ""
-        if chat.was_cut:
-            remark("cut: " + ("the longest reply is reached" if chat.max_new_tokens else "the context is full"))
+        if chat.was_cut and len(chat.memory.ids) + 1 >= chat.model.cfg.context_length: # not by --max_new_tokens
+            remark("cut: the context is full")
         if chat.n_forgotten and not self.has_forgotten:
             remark("the context is full: from now on the oldest turns are forgotten")
         self.has_forgotten = self.has_forgotten or chat.n_forgotten > 0
