@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['GUIDE', 'COMMANDS', 'nearest', 'Parser', 'whole', 'number', 'split_overrides', 'fields_help', 'recipes_help',
-           'Chosen', 'choose_model', 'do_data', 'train_and_show', 'report_run', 'floor_lines', 'check_tokenizer',
-           'do_train', 'run_command', 'one_line', 'in_users_words', 'main', 'terminal']
+           'Chosen', 'choose_model', 'do_data', 'train_and_show', 'check_kind', 'report_run', 'floor_lines',
+           'check_tokenizer', 'do_train', 'run_command', 'one_line', 'in_users_words', 'main', 'terminal']
 
-# %% ../nbs/23_cli.ipynb #d77842f0
+# %% ../nbs/23_cli.ipynb #04c21da7
 GUIDE = """\
 tinygpt: train a small language model, watch it learn, and use it
 
   tinygpt demo                      train on the Tales in a few minutes, then tell stories
   tinygpt data                      what texts there are; prepare one; write more tales
   tinygpt train --recipe tales      train by a recipe; every field can be changed
+  tinygpt finetune --base tales     teach a trained model to answer
   tinygpt generate --prompt "One"   let a model continue a text
   tinygpt chat                      talk with a model that learned to answer
   tinygpt evaluate runs/tales       how far a model is from perfect
@@ -52,12 +53,12 @@ def nearest(
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
-# %% ../nbs/23_cli.ipynb #1001514b
+# %% ../nbs/23_cli.ipynb #4e7b20b7
 class Parser(argparse.ArgumentParser):
     "Reads the options of a command: examples in its help, errors in one line with the nearest right name."
 
-    def __init__(self, name: str, description: str, examples: str, fields: bool = False):
-        "With `fields`, the fields of a configuration are options as well."
+    def __init__(self, name: str, description: str, examples: str, fields: str | bool = False):
+        "With `fields`, those of a configuration are options as well: of `train`, or of the kind that is named."
         self.fields, width = fields, min(110, shutil.get_terminal_size((110, 24)).columns - 2)
         super().__init__(
             prog=f"tinygpt {name}",
@@ -92,9 +93,10 @@ class Parser(argparse.ArgumentParser):
         "What was probably meant: --steps is --optim.steps."
         meant = {option: option for option in self.options}
         if self.fields:
-            from tinygpt.runs import ELSEWHERE, config_fields
+            from tinygpt.runs import ELSEWHERE, config_fields, config_kind
 
-            fields = {name.split(".")[1]: name for name in config_fields()} | ELSEWHERE
+            known = config_fields(config_kind("train" if self.fields is True else self.fields))
+            fields = {name.rpartition(".")[2]: name for name in known} | {k: v for k, v in ELSEWHERE.items() if v in known}
             meant |= {f"--{key}": f"--{name}" for key, name in fields.items()}
         near = difflib.get_close_matches(word, meant, n=1, cutoff=0.6)
         return f"; did you mean {meant[near[0]]}?" if near else nearest(word, self.options)
@@ -132,17 +134,20 @@ def split_overrides(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"{word} needs a value: {word} VALUE")
     return found, rest
 
-# %% ../nbs/23_cli.ipynb #6caec3e2
-def fields_help() -> str:
-    "Every field of a configuration with its default and the comment beside it in the source."
+# %% ../nbs/23_cli.ipynb #ae786d13
+def fields_help(kind: str = "train") -> str:
+    "Every field in the sections of a configuration with its default and the comment beside it in the source."
     import dataclasses
     import inspect
 
-    from tinygpt.runs import TrainConfig, config_fields, type_in_words
+    from tinygpt.runs import config_fields, config_kind, type_in_words
 
-    lines, types = [], config_fields()
-    for section in dataclasses.fields(TrainConfig):
-        value, comments = getattr(TrainConfig(), section.name), {}
+    types, config = config_fields(config_kind(kind)), config_kind(kind)()
+    lines = []
+    for section in dataclasses.fields(config):
+        value, comments = getattr(config, section.name), {}
+        if section.name in types:  # it stands outside of the sections, and is an option of its own
+            continue
         for kind in reversed(type(value).__mro__[:-1]):
             comments |= dict(re.findall(r"(?m)^    (\w+): .*?# (.*)$", inspect.getsource(kind)))
         lines.append("")
@@ -157,12 +162,12 @@ def fields_help() -> str:
     return "\n".join(lines)
 
 
-def recipes_help() -> str:
-    "Every recipe with the first line of its file."
+def recipes_help(kind: str = "train") -> str:
+    "Every recipe of a kind with the first line of its file."
     from tinygpt.runs import recipes
 
     first = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(". ")[0].rstrip(":")
-             for name, path in recipes().items()}
+             for name, path in recipes(kind).items()}
     return "\n".join(f"  {name:18} {line}" for name, line in first.items())
 
 # %% ../nbs/23_cli.ipynb #f9410d9a
@@ -301,13 +306,15 @@ def _more_tales(args: argparse.Namespace) -> int:
         print(f"{tale.text}\n")
     return 0
 
-# %% ../nbs/23_cli.ipynb #8cfde149
+# %% ../nbs/23_cli.ipynb #851e4c5c
 def train_and_show(
     config=None,  # of a new run; None: go on with run_dir
     run_dir: Path | None = None,
     samples: bool = True,
     changes: dict = {},  # fields that change on the way, by dotted name
     hello: str = "",  # said first
+    wire: Callable | None = None,  # run directory -> what samples, and what validates; None: as a run of `train` does
+    command: str = "train",  # how one goes on
 ) -> Path:  # the run directory
     "Train with a bar on stderr, and samples as the model learns. Raises what `resume` of chapter 08 raises."
     from tinygpt import training
@@ -332,18 +339,27 @@ def train_and_show(
         bar.say(hello)
     if config is not None:
         run_dir = training.create_run(config, bar)
-    config = training.read_run_config(run_dir)
-    rungs, n_sampled = training.corpus_rungs(config.data), min(200, config.model.context_length - 1)
+    rungs = training.corpus_rungs(getattr(training.read_run_config(run_dir), "data", None))
     bar.floor = rungs and rungs.floor
 
-    def sample(model, tokenizer) -> str:
-        return generate_text(model, tokenizer, None, n_sampled, seed=0)
+    def tell(model, tokenizer) -> str:
+        return generate_text(model, tokenizer, None, min(200, model.cfg.context_length - 1), seed=0)
 
+    sample, evaluate = wire(run_dir) if wire else (tell, None)
     try:
-        return training.resume(run_dir, sample if samples else None, progress=bar, changes=changes)
+        return training.resume(run_dir, sample if samples else None, evaluate, bar, changes)
     except training.Stopped as stopped:
-        stopped.advice = f"go on with: tinygpt train --resume {shlex.quote(str(run_dir))}"
+        stopped.advice = f"go on with: tinygpt {command} --resume {shlex.quote(str(run_dir))}"
         raise
+
+
+def check_kind(run_dir: str | Path, kind: str) -> None:
+    "Raises ValueError for a run that another command goes on with."
+    from tinygpt.runs import KINDS, config_kind, read_run_config
+
+    if not isinstance(read_run_config(Path(run_dir)), config_kind(kind)):
+        other = next(name for name in KINDS if name != kind)
+        raise ValueError(f"{kind}: {run_dir} is a run of tinygpt {other}; go on with: tinygpt {other} --resume {shlex.quote(str(run_dir))}")
 
 
 def report_run(path: Path) -> str:
@@ -375,7 +391,7 @@ def floor_lines(
         f"  {found['bits_per_tale']:6.2f}  bits above the floor per tale"
     )
 
-# %% ../nbs/23_cli.ipynb #116569ea
+# %% ../nbs/23_cli.ipynb #d8d6c25a
 def check_tokenizer(
     data,  # a DataConfig
     recipe: Path | None,  # the file that asks for this tokenizer; None: the command line does
@@ -414,6 +430,7 @@ def do_train(argv: Sequence[str]) -> int:
     if args.resume is not None:
         if args.recipe or args.print_config:
             raise ValueError("train: --resume goes on with the run's own recipe; leave out --recipe and --print_config")
+        check_kind(args.resume, "train")
         path = train_and_show(run_dir=Path(args.resume), samples=not args.no_samples, changes=overrides)
     else:
         config = runs.read_config(args.recipe or "tales", overrides)
@@ -425,11 +442,12 @@ def do_train(argv: Sequence[str]) -> int:
     print(report_run(path))
     return 0
 
-# %% ../nbs/23_cli.ipynb #01e3592f
+# %% ../nbs/23_cli.ipynb #1359ac33
 COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # a function, or the module and name of one
     "demo": "tinygpt.telling:do_demo",
     "data": do_data,
     "train": do_train,
+    "finetune": "tinygpt.finetuning:do_finetune",
     "generate": "tinygpt.telling:do_generate",
     "chat": "tinygpt.chatting:do_chat",
     "evaluate": "tinygpt.looking:do_evaluate",

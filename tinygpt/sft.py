@@ -7,8 +7,9 @@ __all__ = ['METHODS', 'add_tokens', 'ChatData', 'open_chat_data', 'encode_chats'
            'PackedConversations', 'validate_replies', 'bits_per_byte_per_nat', 'ChatConfig', 'LoraConfig', 'TuneConfig',
            'read_splits', 'make_chat_batches', 'SFT', 'methods', 'find_method', 'finetune']
 
-# %% ../nbs/16c_sft.ipynb #2d3f362e
+# %% ../nbs/16c_sft.ipynb #ff539493
 import bisect
+import difflib
 import hashlib
 import json
 import math
@@ -367,9 +368,14 @@ class TuneConfig:
         _check(self, base=(bool(self.base), "is empty; name a model"))
         _check(self.optim, accumulate=(pieces <= n, f"cuts chat.batch_size={n} into more pieces than rows"))
 
-# %% ../nbs/16c_sft.ipynb #9cf259cd
+# %% ../nbs/16c_sft.ipynb #a0998d6e
 def read_splits(config: ChatConfig, seed: int = 0) -> tuple[Iterable[Messages], Iterable[Messages]]:
     "Conversations to learn from, and to validate on. Raises what `read_conversations` raises."
+    for name in ("source", "val_source"):
+        given = getattr(config, name)
+        if given not in (None, "tales-questions") and not given.startswith("hf:") and not Path(given).is_file():
+            raise FileNotFoundError(f"config: chat.{name}={given!r} is no file; give a .json or .jsonl file, hf:owner/name, "
+                                    "or tales-questions")
     if config.val_source is not None:
         return read_conversations(config.source), read_conversations(config.val_source)
     if config.source == "tales-questions":
@@ -387,9 +393,11 @@ def make_chat_batches(config: TuneConfig, data: ChatData, context_length: int) -
     kind = {"padded": PaddedConversations, "packed": PackedConversations}[config.chat.batches]
     return kind(data, config.chat.batch_size, context_length, config.run.seed)
 
-# %% ../nbs/16c_sft.ipynb #3452e97b
+# %% ../nbs/16c_sft.ipynb #2f51c05c
 class SFT:
     "The task of supervised fine-tuning: all weights learn the replies. Other methods inherit and change a part."
+
+    section = "chat"  # of the configuration: it says what is read
 
     def name(self, config: TuneConfig) -> str:
         "Of the run's directory, if nobody gives one."
@@ -458,7 +466,7 @@ class SFT:
     def fingerprint(self, data: ChatData) -> str:
         return data.fingerprint
 
-# %% ../nbs/16c_sft.ipynb #e8d8c0db
+# %% ../nbs/16c_sft.ipynb #bd140996
 METHODS: dict[str, SFT] = {"sft": SFT()}  # chapters 17 to 19 add theirs
 
 
@@ -473,7 +481,9 @@ def methods() -> dict[str, SFT]:
 def find_method(name: str) -> SFT:
     "A way of fine-tuning. Raises ValueError, with the names there are."
     if name not in METHODS and name not in methods():
-        raise ValueError(f"TuneConfig: method={name!r} is unknown; choose from {', '.join(METHODS)}")
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
+        raise ValueError(f"TuneConfig: method={name!r} is unknown; {hint}")
     return METHODS[name]
 
 

@@ -161,7 +161,7 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #4a89d0d5
+# %% ../nbs/08_training.ipynb #3f6d7587
 def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
     "The training and validation tokens of a run. Raises FileNotFoundError or ValueError."
     data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
@@ -170,6 +170,8 @@ def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[Tok
 
 class Pretraining:
     "The task of learning from text: what such a run is made of, what it reads, and how it is judged."
+
+    section = "data"  # of the configuration: it says what is read
 
     def name(self, config: TrainConfig) -> str:
         "Of its directory, if nobody gives one."
@@ -231,27 +233,27 @@ def task_of(config) -> Pretraining:  # or a class like it
     "What a run with this configuration does."
     return TASKS[type(config)](config)
 
-# %% ../nbs/08_training.ipynb #b9971276
-def _in_words(text: str) -> str:
+# %% ../nbs/08_training.ipynb #4ed69dc1
+def _in_words(text: str, section: str) -> str:
     "An error in the words of a recipe: `prepare: val_frac=...` becomes `config: data.val_frac=...`."
     where, _, rest = text.partition(": ")
     if where.partition(".")[0] in [*tinygpt.data.__all__, *tinygpt.tokenizer.__all__]:
         text = rest  # who wrote a recipe knows its fields, not our functions
     is_field = f"data.{text.partition('=')[0]}" in config_fields()
-    return f"config: data.{text}" if is_field else text
+    return f"config: {section}.{text}" if is_field else text
 
 
 @contextmanager
-def _named_as(out: Path, part: Path) -> Iterator[None]:
+def _named_as(out: Path, part: Path, section: str = "data") -> Iterator[None]:
     "Errors name what was asked for: fields, not functions; the directory of the run, not the one in the making."
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
         if getattr(error, "errno", None):
             raise
-        raise type(error)(_in_words(str(error)).replace(str(part), str(out))) from None
+        raise type(error)(_in_words(str(error), section).replace(str(part), str(out))) from None
 
-# %% ../nbs/08_training.ipynb #334f1f28
+# %% ../nbs/08_training.ipynb #9e1b9597
 def _free_directory(config: TrainConfig, name: str) -> Path:
     "Where a new run goes, if need be below runs/. Raises ValueError if something is there."
     if config.run.out_dir is None:
@@ -282,7 +284,7 @@ def create_run(
     task = task_of(config)
     out = _free_directory(config, task.name(config))
     _check_tensorboard(config)
-    with _StopRequests(at_once=True), whole_directory(out) as part, _named_as(out, part):
+    with _StopRequests(at_once=True), whole_directory(out) as part, _named_as(out, part, task.section):
         config, tokenizer = task.prepare(config, part, progress)
         tokenizer.save(part / "tokenizer.json")
         (part / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
@@ -328,7 +330,7 @@ class Run:
             "scaler": [self.scaler.scale, self.scaler.good],
         }
 
-# %% ../nbs/08_training.ipynb #60764a17
+# %% ../nbs/08_training.ipynb #7281fe02
 def _restore(run: Run, checkpoint: Path) -> None:
     "Bring a run to where a checkpoint left it. Raises ValueError or FileNotFoundError."
     others = [path.name for path in checkpoint_dirs(run.path) if path != checkpoint]
@@ -360,7 +362,7 @@ def open_run(
     before = read_run_config(path)
     config = config or before
     task = task_of(config)
-    with _named_as(path, path):
+    with _named_as(path, path, task.section):
         tokenizer = load_tokenizer(path / "tokenizer.json")
         splits = task.data(config, path, tokenizer)
     device = trusted_device(config.run.device, progress)
@@ -371,7 +373,7 @@ def open_run(
     check_changes(before, config, run.step, str(path))
     return run
 
-# %% ../nbs/08_training.ipynb #84b6eae5
+# %% ../nbs/08_training.ipynb #0e94295b
 class Progress:
     "What a run reports while it goes on. This one stays silent; override what you want to see."
 
@@ -417,6 +419,8 @@ class ProgressBar(Progress):
         self.values |= row
         known = {"validation": self.values.get("val_bits_per_byte"), "floor": self.floor}
         beside = ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None)
+        if "val_accuracy" in self.values:  # of questions that were asked
+            beside += f", {self.values['val_accuracy']:.0%} right"
         bits = f"{self.values['bits_per_byte']:.3f} bits/byte" + (f" ({beside})" if beside else "")
         speed = f"{self.values['tokens_per_s'] / 1000:.1f}k tokens/s"
         self.bar.set_postfix_str(f"loss {self.values['loss']:.3f} · {bits} · {speed}", refresh=False)
