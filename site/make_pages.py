@@ -8,254 +8,69 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import importlib
-import inspect
-import json
 import re
 import sys
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
 
-SITE = Path(__file__).resolve().parent
-ROOT = SITE.parent
-MARK = "<!-- Written by site/make_pages.py: change what it reads, and run it again. -->"
+from book import MARK, ROOT, front
+from pages_code import names_page, recipes_page
+from pages_measured import cards, measurements_page, times_page
 
-
-# --- the book, as the pages need it --------------------------------------------------------------------------
+# --- what the README says, for the site ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Chapter:
-    "A notebook: its file, its title with the number, its one sentence, and the module it exports (or None)."
-
-    path: Path
-    title: str
-    sentence: str
-    module: str | None
-
-    @property
-    def number(self) -> str:
-        return self.title.partition(" · ")[0]
-
-    def link(self, text: str = "", anchor: str = "") -> str:
-        "A Markdown link from a page in site/; JupyterLab follows it, and Quarto turns it into the page."
-        return f"[{text or self.title}](../nbs/{self.path.name}{'#' + anchor if anchor else ''})"
+def readme(section: str) -> str:
+    "A section of the README without its heading; the lines before the first section for an empty name."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    title, _, rest = text.partition("\n")
+    found = dict([("", rest.partition("\n## ")[0]), *re.findall(r"(?ms)^## (.*?)\n(.*?)(?=^## |\Z)", text)])
+    if section not in found:
+        raise ValueError(f"make_pages: README.md has no section {section!r}; it has {', '.join(filter(None, found))}")
+    return found[section].strip() + "\n"
 
 
-@cache
-def chapters() -> list[Chapter]:
-    found = []
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
-        title = re.search(r'(?m)^title:\s*"?(.*?)"?\s*$', cells[0])
-        sentence = re.search(r"(?m)^> (.*(?:\n> .*)*)", cells[1])
-        module = next((m[1] for c in cells if (m := re.search(r"(?m)^#\|\s*default_exp\s+(\S+)", c))), None)
-        words = re.sub(r"\n> ", " ", sentence[1]) if sentence else ""
-        found.append(Chapter(path, title[1] if title else path.stem, words, module))
-    return found
+def from_below(text: str) -> str:
+    "The same text on a page in site/: its relative links go up first."
+    return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", r"](../\1)", text).replace("](../site/", "](")
 
 
-def front(title: str, description: str) -> str:
-    return f'---\ntitle: "{title}"\ndescription: "{description}"\ntoc-depth: 2\n---\n\n{MARK}\n'
+def what_part() -> str:
+    "The first words of the home page: the README's."
+    return f"{MARK}\n\n{readme('')}"
 
 
-def plain(text: str) -> str:
-    "Text whose characters mean nothing to Markdown, but for the code in backticks; papers become links."
-    pieces = re.split(r"(`[^`]+`)", text)
-    for i, piece in enumerate(pieces):
-        if i % 2 and "|" in piece:  # a bar ends a table's cell, in code too
-            inner = piece.strip("`").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-            pieces[i] = f"<code>{inner}</code>"
-        elif i % 2 == 0:
-            piece = re.sub(r"([\\|*_\[\]<>$~^@#])", r"\\\1", piece)
-            pieces[i] = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", piece)
-    return "".join(pieces)
+def commands_part() -> str:
+    "The two commands with the README's words, up to the picture."
+    return f"{MARK}\n\n{readme('Two commands').partition('![')[0].strip()}\n"
 
 
-def code(value: str) -> str:
-    return plain(f"`{value}`") if value else ""
-
-
-def table(header: tuple[str, ...], widths: tuple[int, ...], rows: list[tuple[str, ...]]) -> str:
-    "A pipe table; `widths` are shares of the line, for pandoc gives long lines their room by the dashes."
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-# --- every name ----------------------------------------------------------------------------------------------
-
-
-def first_words(doc: str | None) -> str:
-    "What a docstring says before its first empty line, without what it raises."
-    text = " ".join((doc or "").strip().partition("\n\n")[0].split())
-    kept = [s for s in re.split(r"(?<=[.!?]) (?=[A-Z`])", text) if not s.startswith("Raises ")]
-    return " ".join(kept)
-
-
-def exported(module: str) -> list[tuple[str, str, str]]:
-    "The names of a module in the order of its chapter, each with its kind and its first words."
-    source = (ROOT / "tinygpt" / f"{module}.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    kinds, values, names = {}, {}, []
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            kinds[node.name] = ("function" if isinstance(node, ast.FunctionDef) else "class", ast.get_docstring(node), node.lineno)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name) and target.id == "__all__":
-                    names = ast.literal_eval(node.value)
-                elif isinstance(target, ast.Name):
-                    values[target.id] = node
-    lines, found = source.splitlines(), []
-    for name in names:
-        if name in kinds:
-            kind, doc, at = kinds[name]
-            found.append((at, name, kind, first_words(doc)))
-        elif name in values:
-            node = values[name]
-            said = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-            comment = re.search(r"(?m)\s#\s(.*)$", said)
-            found.append((node.lineno, name, "value", comment[1] if comment else ""))
-    return [entry[1:] for entry in sorted(found)]
-
-
-def names_page() -> str:
-    from tinygpt import _HOMES
-    from tinygpt._modidx import d as index
-
-    by_module = {chapter.module: chapter for chapter in chapters() if chapter.module}
-    main = [
-        (f"`tinygpt.{module}`", ", ".join(by_module[module].link(f"`{name}`", anchor_of(index, module, name)) for name in names))
-        for module, names in _HOMES.items()
-        if module in by_module
-    ]
-    parts = [
-        front("Every name", "What the package exports, module by module, and the chapter that builds it."),
-        "Each name leads to the place in the book where it is built, explained and tested: its documentation, its source "
-        "and its tests stand there together.\n",
-        "## The main ones\n",
-        "These can be had from the package itself: `from tinygpt import generate`.\n",
-        table(("module", "names"), (3, 9), main),
-    ]
-    for chapter in chapters():
-        if not chapter.module:
-            continue
-        rows = []
-        for name, kind, says in exported(chapter.module):
-            shown = f"`{name}()`" if kind == "function" else f"`{name}`"
-            rows.append((chapter.link(shown, anchor_of(index, chapter.module, name)), kind, plain(says)))
-        parts += [f"## tinygpt.{chapter.module}\n", f"{plain(chapter.sentence)} Chapter {chapter.link()}.\n"]
-        parts += [table(("name", "kind", "what it is"), (4, 1, 7), rows)] if rows else []
-    return "\n".join(parts)
-
-
-def anchor_of(index: dict, module: str, name: str) -> str:
-    "The anchor that nbdev gives a name, none for constants: they have no heading of their own."
-    place = index["syms"].get(f"tinygpt.{module}", {}).get(f"tinygpt.{module}.{name}", ("", ""))[0]
-    return place.partition("#")[2]
-
-
-# --- recipes and settings ------------------------------------------------------------------------------------
-
-
-def comments(kind: type) -> dict[str, str]:
-    "What the comment beside each field says, base classes first."
-    said: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            said |= dict(re.findall(r"(?m)^    (\w+): .*?# (.*)$", inspect.getsource(base)))
-    return said
-
-
-def written(value: object) -> str:
-    "A value as YAML writes it."
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(written(v) for v in value) + "]"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        return f'"{value}"'
-    return str(value)
-
-
-def settings_tables(config: type) -> list[str]:
-    "One table for each section of a configuration: its fields, types, defaults and comments."
-    import typing
-
-    from tinygpt.runs import type_in_words
-
-    parts, default = [], config()
-    loose = []
-    for section in dataclasses.fields(config):
-        value = getattr(default, section.name)
-        kind = type(value)
-        own = dataclasses.is_dataclass(value)
-        holder, items = (kind, dataclasses.fields(kind)) if own else (config, [section])
-        hints, said = typing.get_type_hints(holder), comments(holder)
-        rows = [
-            (f"`{section.name + '.' if own else ''}{f.name}`", plain(type_in_words(hints[f.name])),
-             code(written(getattr(value if own else default, f.name))), plain(said.get(f.name, "")))
-            for f in items
-        ]  # fmt: skip
-        if own:
-            parts += [f"### {section.name}\n", plain(first_words(kind.__doc__)) + "\n"] if kind.__doc__ else [f"### {section.name}\n"]
-            parts += [table(("setting", "type", "default", "what it does"), (4, 3, 2, 6), rows)]
-        else:
-            loose += rows
-    return ([table(("setting", "type", "default", "what it does"), (4, 3, 2, 6), loose)] if loose else []) + parts
-
-
-def configurations() -> list[tuple[str, type, str]]:
-    "The configurations that a recipe can hold: title, class, command."
-    found = [("Settings of a training", "tinygpt.runs", "TrainConfig", "tinygpt train"),
-             ("Settings of a fine-tuning", "tinygpt.sft", "TuneConfig", "tinygpt finetune")]  # fmt: skip
-    there = []
-    for title, module, name, command in found:
-        if (ROOT / "tinygpt" / f"{module.partition('.')[2]}.py").exists():
-            kind = getattr(importlib.import_module(module), name, None)
-            there += [(title, kind, command)] if kind else []
-    return there
-
-
-def recipes_page() -> str:
-    parts = [
-        front("Recipes and settings", "Every recipe that comes with the package, and every setting of one: type, default, meaning."),
-        "A run is described by one YAML file, its recipe. It names only what differs from the defaults, and any setting can "
-        "be given on the command line instead:\n",
-        "```bash\ntinygpt train --recipe tales --model.n_layers 4 --optim.steps 8000\ntinygpt train --recipe mine.yaml\n```\n",
-        "The file that a run has used lies in its folder as `config.yaml` and is a recipe itself. A misspelt name or a value "
-        "out of its range is refused in one line, before anything is written "
-        "([07b · Runs](../nbs/07b_runs.ipynb) shows how).\n",
-        "## Recipes\n",
-    ]
-    for path in sorted((ROOT / "tinygpt/recipes").glob("*.yaml")):
-        text = path.read_text(encoding="utf-8").strip()
-        head = re.match(r"(?:#.*\n)+", text)
-        says = " ".join(line.lstrip("# ") for line in head[0].splitlines()) if head else ""
-        summary = re.split(r"(?<=\.) (?=[A-Z])", says)[0]
-        command = "finetune" if re.search(r"(?m)^(method|base):", text) else "train"
-        parts += [f"### {path.stem}\n", f"{plain(summary)} `tinygpt {command} --recipe {path.stem}`\n", f"```yaml\n{text}\n```\n"]
-    for title, kind, command in configurations():
-        parts += [f"## {title}\n", f"Of `{kind.__module__}.{kind.__name__}`; on the command line, `{command} --SETTING VALUE`.\n"]
-        parts += settings_tables(kind)
+def start_page() -> str:
+    "How to install, and the first things to try, as the README says it."
+    parts = [front("Install, and first steps", "Two commands, the tinygpt command, and how to install by hand.")]
+    for section in ("Two commands", "The command", "Installing by hand", "Where it stands"):
+        parts.append(f"## {section}\n\n{from_below(readme(section))}")
     return "\n".join(parts)
 
 
 # --- all pages -----------------------------------------------------------------------------------------------
 
 
-def pages() -> dict[str, str]:
-    "What each written page holds, by its path in the repository."
-    return {"site/names.md": names_page(), "site/recipes.md": recipes_page()}
+PAGES: dict[str, Callable[[], str]] = {  # what each written page holds, by its path in the repository
+    "site/_parts/what.md": what_part,
+    "site/_parts/commands.md": commands_part,
+    "site/start.md": start_page,
+    "site/names.md": names_page,
+    "site/recipes.md": recipes_page,
+    "site/measurements.md": measurements_page,
+    "site/times.md": times_page,
+    "site/cards.json": cards,
+}
 
 
 def main(arguments: list[str]) -> int:
     behind = []
-    for name, text in pages().items():
-        path = ROOT / name
+    for name, write in PAGES.items():
+        path, text = ROOT / name, write()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             behind.append(name)
             if "--check" not in arguments:

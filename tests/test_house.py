@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "index.qmd"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]  # tests/test_site.py looks at those of the site
 BOOK = [lint.Notebook(path) for path in lint.Book().paths]
 
 
@@ -173,71 +172,6 @@ def test_readme_and_makefile_agree():
     assert "https://download.pytorch.org/whl/cpu" in readme
 
 
-def test_site_has_every_chapter_and_the_readme():
-    site = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-    listed = re.findall(r"nbs/[\w.]+\.ipynb", json.dumps(site["website"]["sidebar"]))
-    assert listed == [nb.name for nb in BOOK]
-    assert site["project"]["render"] == ["index.qmd", "CONTRIBUTING.md", "CHANGELOG.md", "nbs/*.ipynb"]
-    assert site["execute"]["enabled"] is False
-    assert yaml.safe_load((ROOT / "nbs/_metadata.yml").read_text())["ipynb-filters"] == ["nbdev_filter"]
-    assert "{{< include README.md >}}" in (ROOT / "index.qmd").read_text()
-    for place in re.findall(r"\bsite/[\w.]+", (ROOT / "_quarto.yml").read_text()):
-        assert (ROOT / place).exists(), f"_quarto.yml names {place}"
-
-
-PROCESS = """
-import contextlib, io, json, os, sys
-from pathlib import Path
-from nbdev.cli import nbdev_filter
-os.chdir("nbs")  # where Quarto runs the filter
-for name in sys.argv[1:]:
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            page = json.loads(nbdev_filter(nb_txt=Path(name).read_text(encoding="utf-8"), printit=False))
-    except Exception as error:
-        cause = error.__cause__ or error
-        page = f"nbs/{name}: {error}\\n{type(cause).__name__}: {cause}"
-    print(json.dumps([name, page]))
-"""
-
-
-@pytest.fixture(scope="module")
-def processed() -> dict[str, str]:
-    "The Markdown of every page of the book, after nbdev has processed it as it does for the site."
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    call = [sys.executable, "-c", PROCESS, *(nb.path.name for nb in BOOK)]
-    done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    pages, failed = {}, []
-    for line in done.stdout.splitlines():
-        name, page = json.loads(line)
-        if isinstance(page, str):
-            failed.append(page)
-            continue
-        parts = []
-        for cell in page["cells"]:
-            if cell["cell_type"] == "markdown":
-                parts.append("".join(cell["source"]))
-            parts += ["".join(o["data"]["text/markdown"]) for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})]
-        pages[Path(name).stem.partition("_")[2] + ".html"] = "\n\n".join(parts)
-    assert not failed, "nbdev cannot document these chapters for the site:\n" + "\n".join(failed)
-    return pages
-
-
-def test_processed_pages_link_to_each_other(processed: dict[str, str]):
-    "Every link that nbdev makes of a name in backticks leads to a page of the book and to a heading on it."
-    anchors = {page: {slug(h) for h in re.findall(r"(?m)^#+ (.*)", text)} for page, text in processed.items()}
-    followed = 0
-    for page, text in processed.items():
-        for link in re.findall(r"\]\(/?nbs/([^)\s]+)\)", text):
-            target, _, anchor = link.partition("#")
-            assert target in processed, f"{page} links to {target}, which is no page"
-            public = anchor and not anchor.startswith("_") and "." not in anchor  # methods and private names have no heading
-            assert not public or anchor in anchors[target], f"{page} links to {link}, and {target} has no such heading"
-            followed += 1
-    assert followed or len(BOOK) < 3, "nbdev made no links: is the package installed with its entry point?"
-
-
 def test_nothing_of_this_machine_is_named():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     names = files.stdout.split("\0") if files.returncode == 0 else []
@@ -292,12 +226,3 @@ def test_make():
     listed = shell("make").stdout
     for target in ("demo", "test", "lab", "chapters", "site", "bench", "clean", "help"):
         assert re.search(rf"(?m)^  make {target}  +\S", listed), f"make help does not list {target}"
-
-
-@pytest.mark.skipif(shutil.which("make") is None or shutil.which("quarto") is not None, reason="needs make, and no Quarto")
-def test_make_site_without_quarto(tmp_path: Path):
-    "One line that says where to get it, and exit code 2; nbdev would start an installer of its own."
-    venv = tmp_path / "venv"
-    venv.mkdir()
-    done = shell("make", "-o", f"{venv}/.installed", "site", VENV=str(venv))
-    assert done.returncode == 2 and done.stderr.startswith("make site: Quarto is not installed; get it from"), done
