@@ -29,9 +29,11 @@ test: $(INSTALLED)  ## everything CI runs: notebooks in sync, clean and linted, 
 lab: $(INSTALLED)  ## open JupyterLab at the first chapter
 	@$(BIN)/jupyter lab nbs/00_worlds.ipynb
 
-export: $(INSTALLED)  ## write tinygpt/ from the notebooks, and clean them
+export: $(INSTALLED)  ## write tinygpt/ and the site's lists from the notebooks, and clean them
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
+	@$(BIN)/python tests/strip_widgets.py
+	@$(BIN)/python site/make_pages.py
 
 chapters: $(INSTALLED)  ## run notebooks and store their outputs: all, or make chapters CHAPTERS="00 05"
 	@$(BIN)/python tests/run_notebooks.py $(CHAPTERS)
@@ -41,9 +43,11 @@ site: $(INSTALLED)  ## render the book as a website into _site (needs Quarto)
 	@command -v quarto >/dev/null || { \
 		echo "make site: Quarto is not installed; get it from https://quarto.org/docs/get-started/ and run 'make site' again" >&2; \
 		exit 2; }
+	@$(BIN)/python site/make_pages.py
 	@rm -rf .quarto
 	@bin=$$(cd "$(BIN)" && pwd) && PATH="$$bin:$$PATH" QUARTO_PYTHON="$$bin/python" quarto render
-	@echo "make site: open _site/index.html"
+	@$(BIN)/python site/check_site.py
+	@echo "make site: the pages are in _site; to look at them with search: $(BIN)/python -m http.server --directory _site"
 
 bench: $(INSTALLED)  ## our code beside other libraries, on the same work
 	@set -- bench/*.py; \

@@ -21,6 +21,18 @@ def first_words(doc: str | None) -> str:
     return " ".join(kept)
 
 
+def brief(value: ast.expr | None) -> str:
+    "A constant in a few words: itself if it is short, else what it holds."
+    said = ast.unparse(value) if value else ""
+    if len(said) <= 60:
+        return f"`{said}`" if said else ""
+    if isinstance(value, ast.Dict):
+        keys = [key.value for key in value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+        shown = ", ".join(keys[:6]) + (", ..." if len(value.keys) > 6 else "")
+        return f"A dict: {shown}." if keys else f"A dict of {len(value.keys)}."
+    return ""
+
+
 def exported(module: str) -> list[tuple[str, str, str]]:
     "The names of a module in the order of its chapter, each with its kind and its first words."
     source = (ROOT / "tinygpt" / f"{module}.py").read_text(encoding="utf-8")
@@ -44,7 +56,9 @@ def exported(module: str) -> list[tuple[str, str, str]]:
             node = values[name]
             said = "\n".join(lines[node.lineno - 1 : node.end_lineno])
             comment = re.search(r"(?m)\s#\s(.*)$", said)
-            found.append((node.lineno, name, "value", comment[1] if comment else ""))
+            found.append((node.lineno, name, "value", comment[1] if comment else brief(node.value)))
+        if name in kinds and not found[-1][3] and name.startswith("check_"):  # its name says what; it gives nothing back
+            found[-1] = (*found[-1][:3], "Raises ValueError, in one line, for what does not fit.")
     return [entry[1:] for entry in sorted(found)]
 
 

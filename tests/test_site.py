@@ -22,6 +22,7 @@ SITE = ROOT / "site"
 sys.path.insert(0, str(SITE))
 
 import book  # noqa: E402
+import check_site  # noqa: E402
 import make_pages  # noqa: E402
 import measure  # noqa: E402
 import pages_code  # noqa: E402
@@ -281,6 +282,27 @@ def test_pages_stay_under_three_megabytes(processed: dict[str, dict]):
         assert size < 2_500_000, f"{name} makes a page of {size / 1e6:.1f} MB; fewer or smaller pictures"
     for page in PAGES:
         assert len(source(page).encode()) < 1_000_000, page
+
+
+def test_rendered_pages_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs/b.html").write_text('<h2 id="here">x</h2><a href="../index.html#top">up</a><img src="data:image/png;base64,AA" alt="">')
+    good = '<h1 id="top">x</h1><a href="nbs/b.html#here">b</a><a href="https://a.b">out</a><a href="nbs/b.html#a.method">m</a>'
+    (tmp_path / "index.html").write_text(good)
+    assert check_site.faults(tmp_path) == [] and check_site.main([str(tmp_path)]) == 0
+    planted = {
+        '<a href="nbs/c.html">c</a>': "nbs/c.html is not there",
+        '<a href="nbs/b.html#there">b</a>': "leads to no heading",
+        '<img src="data:image/png;base64,AA">': "a picture without words",
+        '<script src="https://cdn.b/x.js"></script>': "asks another server",
+        "<p>" + "x" * 3_000_000: "3.0 MB",
+    }
+    for fault, says in planted.items():
+        (tmp_path / "index.html").write_text(good + fault)
+        (line,) = check_site.faults(tmp_path)
+        assert says in line and line.startswith("index.html: ")
+    assert check_site.main([str(tmp_path)]) == 1 and "faults: 1" in capsys.readouterr().out
+    assert check_site.faults(tmp_path / "nothing")[0].endswith("no pages; run make site")
 
 
 # --- the pages written by hand -------------------------------------------------------------------------------
