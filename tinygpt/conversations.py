@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'Messages', 'TEMPLATES', 'SPEAKERS', 'check_messages', 'Part', 'Encoded', 'Turn', 'ChatTemplate',
-           'find_template', 'guess_template', 'encode_all', 'to_messages', 'read_records', 'choose_split',
-           'read_conversations', 'hf_template', 'JinjaTemplate', 'mask_view']
+           'find_template', 'guess_template', 'mask_view', 'to_messages', 'read_records', 'choose_split',
+           'read_conversations', 'encode_all', 'JinjaTemplate', 'hf_template']
 
 # %% ../nbs/16b_conversations.ipynb #01498d89
 import json
@@ -61,7 +61,7 @@ class Turn(NamedTuple):
     end: str # after an assistant's words the model must learn to write this
     gap: str = "" # stands before the next turn, and is not learned
 
-# %% ../nbs/16b_conversations.ipynb #b3d4945b
+# %% ../nbs/16b_conversations.ipynb #a9f9a6a0
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
     """How a conversation is written down. Only the template writes control tokens: content is always plain text.
@@ -71,7 +71,7 @@ class ChatTemplate:
     special_tokens: tuple[str, ...] # that the tokenizer must know
     turns: Mapping[str, Turn] = field(default_factory=dict) # by role
     begin: str = "" # opens every conversation
-    system: str = "" # said where a conversation has no system message
+    system: str = "" # follows, where a conversation has no system message
     trims: bool = False # is white space around a content taken away?
     signs: str = "" # a regular expression: what marks a turn in plain text ...
     instead: str = "" # ... and what becomes of it in a content
@@ -84,9 +84,8 @@ class ChatTemplate:
     def parts(self, messages: Messages, add_generation_prompt: bool = False) -> list[Part]:
         "The conversation in pieces; with the opening of the assistant's next turn, if asked for."
         check_messages(messages, self.name)
-        if self.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
-        parts = [Part(self.begin, messages[0]["role"], False)]
+        preface = self.system if messages[0]["role"] != "system" else ""
+        parts = [Part(self.begin + preface, "system" if preface else messages[0]["role"], False)]
         for message in messages:
             role, turn = message["role"], self.turns[message["role"]]
             learn = role == "assistant"
@@ -167,26 +166,20 @@ def guess_template(tokenizer: Tokenizer) -> ChatTemplate | None:
     known = set(tokenizer.special_tokens)
     return next((t for t in TEMPLATES.values() if len(t.special_tokens) > 1 and known.issuperset(t.special_tokens)), None)
 
-# %% ../nbs/16b_conversations.ipynb #e18e2437
-def encode_all(
-    conversations: Iterable[Messages],
+# %% ../nbs/16b_conversations.ipynb #273420a1
+def mask_view(
     template: ChatTemplate,
+    messages: Messages,
     tokenizer: Tokenizer,
-) -> list[Encoded]:
-    "`template.encode` for many conversations: what is said goes through Rust, and what the template writes is encoded once."
-    talks, allowed = [template.parts(messages) for messages in conversations], template.allowed(tokenizer)
-    said = iter(tokenizer.encode_batch([part.text for parts in talks for part in parts if part.is_content]))
-    written = {text: tokenizer.encode(text, allowed)
-               for text in {part.text for parts in talks for part in parts if not part.is_content}}
-    found = []
-    for parts in talks:
-        ids, mask = [], []
-        for part in parts:
-            new = next(said) if part.is_content else written[part.text]
-            ids += new
-            mask += [part.counts] * len(new)
-        found.append(Encoded(ids, mask))
-    return found
+) -> dict: # JSON-able: name, n_counted, tokens with id, text, role, kind ("control", "template", "content") and counts
+    "A conversation token by token, for pictures."
+    allowed, tokens = template.allowed(tokenizer), []
+    control = {tokenizer.special_tokens[name] for name in allowed}
+    for part in template.parts(messages):
+        for id in tokenizer.encode(part.text, () if part.is_content else allowed):
+            kind = "content" if part.is_content else "control" if id in control else "template"
+            tokens.append({"id": id, "text": tokenizer.decode([id]), "role": part.role, "kind": kind, "counts": part.counts})
+    return {"name": template.name, "n_counted": sum(token["counts"] for token in tokens), "tokens": tokens}
 
 # %% ../nbs/16b_conversations.ipynb #fda1c793
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
@@ -288,37 +281,26 @@ def read_conversations(
     if not n:
         raise ValueError(f"conversations: {name} holds no conversation; give a source with records")
 
-# %% ../nbs/16b_conversations.ipynb #0e3b1056
-def hf_template(
-    source, # a tokenizer of transformers that has a chat template, or the text of one in Jinja
-    special_tokens: Sequence[str] | None = None, # None: those of the tokenizer, or all that look like <|name|> or <s>
-    name: str = "hf",
-    **variables, # that a Jinja text asks for, such as bos_token
-) -> ChatTemplate:
-    "A chat template of Hugging Face as one of ours, rendered by transformers. Raises ValueError if there is none."
-    from transformers import PreTrainedTokenizerFast
-    if isinstance(source, str):
-        from tokenizers import Tokenizer as RustTokenizer, models
-        known = PreTrainedTokenizerFast(tokenizer_object=RustTokenizer(models.BPE()), chat_template=source)
-    else:
-        known = source
-        if not getattr(known, "chat_template", None):
-            raise ValueError("hf_template: the tokenizer has no chat_template; give the text of one, or choose one of ours")
-
-    def jinja(messages: list[dict], add_generation_prompt: bool = False) -> str:
-        try:
-            return known.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **variables)
-        except Exception as error: # of Jinja: each template may raise its own
-            raise ValueError(f"template {name}: {str(error).splitlines()[0]}; change the conversation") from None
-
-    if special_tokens is None:
-        sample = jinja([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], True)
-        if isinstance(source, str):
-            special_tokens = re.findall(r"<\|\w+\|>|</?s>|<\w+_of_turn>|<[be]os>", sample)
-        else:
-            named = [*known.all_special_tokens, *(t.content for t in known.added_tokens_decoder.values() if t.special)]
-            special_tokens = [token for token in named if token in sample]
-    return JinjaTemplate(name=name, special_tokens=tuple(dict.fromkeys(special_tokens)), jinja=jinja)
+# %% ../nbs/16b_conversations.ipynb #e18e2437
+def encode_all(
+    conversations: Iterable[Messages],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+) -> list[Encoded]:
+    "`template.encode` for many conversations: what is said goes through Rust, and what the template writes is encoded once."
+    talks, allowed = [template.parts(messages) for messages in conversations], template.allowed(tokenizer)
+    said = iter(tokenizer.encode_batch([part.text for parts in talks for part in parts if part.is_content]))
+    written = {text: tokenizer.encode(text, allowed)
+               for text in {part.text for parts in talks for part in parts if not part.is_content}}
+    found = []
+    for parts in talks:
+        ids, mask = [], []
+        for part in parts:
+            new = next(said) if part.is_content else written[part.text]
+            ids += new
+            mask += [part.counts] * len(new)
+        found.append(Encoded(ids, mask))
+    return found
 
 # %% ../nbs/16b_conversations.ipynb #638e21c6
 @dataclass(frozen=True, kw_only=True)
@@ -351,17 +333,34 @@ class JinjaTemplate(ChatTemplate):
             parts += [Part(written, role, False), Part(text, role, True, role == "assistant")]
         return [part for part in parts if part.text]
 
-# %% ../nbs/16b_conversations.ipynb #273420a1
-def mask_view(
-    template: ChatTemplate,
-    messages: Messages,
-    tokenizer: Tokenizer,
-) -> dict: # JSON-able: name, n_counted, tokens with id, text, role, kind ("control", "template", "content") and counts
-    "A conversation token by token, for pictures."
-    allowed, tokens = template.allowed(tokenizer), []
-    control = {tokenizer.special_tokens[name] for name in allowed}
-    for part in template.parts(messages):
-        for id in tokenizer.encode(part.text, () if part.is_content else allowed):
-            kind = "content" if part.is_content else "control" if id in control else "template"
-            tokens.append({"id": id, "text": tokenizer.decode([id]), "role": part.role, "kind": kind, "counts": part.counts})
-    return {"name": template.name, "n_counted": sum(token["counts"] for token in tokens), "tokens": tokens}
+# %% ../nbs/16b_conversations.ipynb #0e3b1056
+def hf_template(
+    source, # a tokenizer of transformers that has a chat template, or the text of one in Jinja
+    special_tokens: Sequence[str] | None = None, # None: those of the tokenizer, or all that look like <|name|> or <s>
+    name: str = "hf",
+    **variables, # that a Jinja text asks for, such as bos_token
+) -> ChatTemplate:
+    "A chat template of Hugging Face as one of ours, rendered by transformers. Raises ValueError if there is none."
+    from transformers import PreTrainedTokenizerFast
+    if isinstance(source, str):
+        from tokenizers import Tokenizer as RustTokenizer, models
+        known = PreTrainedTokenizerFast(tokenizer_object=RustTokenizer(models.BPE()), chat_template=source)
+    else:
+        known = source
+        if not getattr(known, "chat_template", None):
+            raise ValueError("hf_template: the tokenizer has no chat_template; give the text of one, or choose one of ours")
+
+    def jinja(messages: list[dict], add_generation_prompt: bool = False) -> str:
+        try:
+            return known.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **variables)
+        except Exception as error: # of Jinja: each template may raise its own
+            raise ValueError(f"template {name}: {str(error).splitlines()[0]}; change the conversation") from None
+
+    if special_tokens is None:
+        sample = jinja([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], True)
+        if isinstance(source, str):
+            special_tokens = re.findall(r"<\|\w+\|>|</?s>|<\w+_of_turn>|<[be]os>", sample)
+        else:
+            named = [*known.all_special_tokens, *(t.content for t in known.added_tokens_decoder.values() if t.special)]
+            special_tokens = [token for token in named if token in sample]
+    return JinjaTemplate(name=name, special_tokens=tuple(dict.fromkeys(special_tokens)), jinja=jinja)
