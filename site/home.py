@@ -1,9 +1,11 @@
-"""Writes the picture of the home page: one sentence on its way through the shipped model, and a tale that it told.
+"""Writes the pictures of the home page: one sentence on its way through the shipped model, a tale that it told, and
+an explorer to go on with.
 
-    python site/home.py        # writes site/_parts/home.md
+    python site/home.py        # writes site/_parts/home.md and site/_parts/explorer.md
 
 Everything in it is computed: the tokens, where one head looks, the chances of the next word, and how many bits each
-word of the tale cost. The page needs no script: site/book.scss shades what has a class `tok` by its --w, from 0 to 1.
+word of the tale cost. The first needs no script: site/book.scss shades what has a class `tok` by its --w, from 0 to 1.
+The second carries the explorers' script (tinygpt/static): run this again when that has changed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 
 from tinygpt.attention import capture_attention
+from tinygpt.explorers import SamplingExplorer
 from tinygpt.generation import generate_text
 from tinygpt.model import GPT
 from tinygpt.runs import load
@@ -94,12 +97,19 @@ def tale_panel(model: GPT, tokenizer: Tokenizer) -> str:
     return f"<section class=\"tale\">\n<h3>Again and again: a tale</h3>\n<p class=\"tokens\">{told}</p>\n<p class=\"says\">{caption}</p>\n</section>"
 
 
+def raw(html: str) -> str:
+    "HTML that pandoc passes on as it is."
+    return f"<!-- Written by site/home.py from the shipped model. -->\n\n``````{{=html}}\n{html}\n``````\n"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     model, tokenizer = load("tales")
     panels = "\n".join([*sentence_panels(model, tokenizer), tale_panel(model, tokenizer)])
-    page = f'<!-- Written by site/home.py from the shipped model. -->\n\n```{{=html}}\n<div class="journey">\n{panels}\n</div>\n```\n'
-    Path(__file__).with_name("_parts").joinpath("home.md").write_text(page, encoding="utf-8")
+    parts = Path(__file__).with_name("_parts")
+    (parts / "home.md").write_text(raw(f'<div class="journey">\n{panels}\n</div>'), encoding="utf-8")
+    explorer = SamplingExplorer(model, tokenizer, SENTENCE).to_html()
+    (parts / "explorer.md").write_text(raw(explorer), encoding="utf-8")
 
 
 if __name__ == "__main__":

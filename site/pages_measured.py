@@ -35,7 +35,7 @@ def parity_section() -> list[str]:
         f"difference in float32, or the share of token ids that differ. {len(rows)} rows, {run['output'].splitlines()[-1]}; "
         f"the greatest difference of all is {worst:.1e}.\n",
         where(run),
-        table(("component", "reference", "difference", "bound"), (6, 4, 2, 2), [tuple(map(plain, row)) for row in rows]),
+        table(("component", "reference", "difference", "bound"), (6, 4, 2, 2), [(plain(a), plain(b), "none" if float(d) == 0 else d, c) for a, b, d, c in rows]),
     ]
 
 

@@ -71,11 +71,30 @@ def test_every_page_says_what_it_is():
 
 def test_the_home_page_says_what_the_readme_says():
     home = (ROOT / "index.qmd").read_text()
-    for part in ("what", "home", "commands"):
+    for part in ("what", "home", "explorer", "commands"):
         assert home.count(f"{{{{< include site/_parts/{part}.md >}}}}") == 1
     readme = (ROOT / "README.md").read_text()
     assert make_pages.readme("") in readme and make_pages.readme("Two commands").partition("![")[0] in readme
     assert "make demo\nmake test" in make_pages.commands_part()
+
+
+def test_the_home_page_shows_the_shipped_model_and_the_present_explorer():
+    "Its figures are the model's, to rounding; its script is that of the package."
+    import home
+    from tinygpt.pictures import script, style
+    from tinygpt.runs import load
+
+    model, tokenizer = load("tales")
+    weights, chances = home.look(model, [tokenizer.eot_id, *tokenizer.encode(home.SENTENCE)])
+    page = (SITE / "_parts/home.md").read_text()
+    shown = re.findall(r"<li><span>(\w+)</span>.*?<span>([\d.]+)%</span></li>", page)
+    assert len(shown) == 4
+    for word, percent in shown:
+        (id,) = tokenizer.encode(f" {word}")
+        assert abs(100 * chances[id].item() - float(percent)) < 0.15, word
+    assert home.SENTENCE == " ".join(re.sub(r"<[^>]+>", "", re.search(r'<p class="tokens">(.*?)</p>', page)[1]).split())
+    explorer = (SITE / "_parts/explorer.md").read_text()
+    assert script("sampling") in explorer and style("sampling") in explorer, "the explorers have changed: run python site/home.py"
 
 
 # --- what is written from the code ---------------------------------------------------------------------------
