@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import strip_widgets
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -55,6 +56,7 @@ def run(path: Path, timeout: float | None = 600) -> None:
     try:
         nbformat.write(notebook, draft)
         nbdev_clean(fname=str(draft))
+        strip_widgets.main([str(draft)])
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

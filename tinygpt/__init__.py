@@ -21,18 +21,19 @@ _HOMES = {
     "quantization": ["quantize"],
     "speculation": ["speculate", "speculate_text"],
     "conversations": ["ChatTemplate", "find_template", "read_conversations"],
-    "sft": ["TuneConfig", "finetune"],
+    "sft": ["TuneConfig", "add_tokens", "finetune"],
     "chat": ["Chat"],
-    "lora": ["add_lora"],
+    "lora": ["add_lora", "merge", "set_adapter", "unmerge"],
     "adapters": ["load_adapter", "save_adapter"],
     "interop": ["from_hf"],
-    "explorers": ["AttentionExplorer", "CacheExplorer", "RopeExplorer", "SamplingExplorer", "TokenizerExplorer",
-                  "TrainingMonitor"],
+    "explorers": ["AttentionExplorer", "CacheExplorer", "LossMaskView", "RopeExplorer", "SamplingExplorer",
+                  "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine",
             "training", "evaluation", "exams", "sampling", "cache", "decode", "generation",
             "quantization", "speculation", "questions", "marking", "conversations", "sft", "chat", "lora",
-            "adapters", "interop", "explorers", "looking", "telling", "doctor", "cli")
+            "adapters", "interop", "pictures", "explorers", "looking", "telling", "doctor", "chatting",
+            "finetuning", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -7,11 +7,12 @@ __all__ = ['TELLING', 'validation_text', 'rungs_of', 'tell_tales', 'consistency_
            'measure_model', 'do_evaluate', 'do_checkpoints', 'configuration_of', 'with_vocabulary', 'parts_table',
            'bill', 'measure_speed', 'do_profile']
 
-# %% ../nbs/23b_looking.ipynb #c21700fe
+# %% ../nbs/23b_looking.ipynb #c4213d9a
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def consistency_lines(found: Consistency, how: str = "") -> str:
         "place and count holds to the last full stop" + (f". The others first fail at: {reasons}" if reasons else "")
     )
 
-# %% ../nbs/23b_looking.ipynb #05dbb2a9
+# %% ../nbs/23b_looking.ipynb #70015d29
 def cases_named(name: str) -> list[Case]:
     "The cases of a YAML file, or those that come with a shipped corpus. Raises what `read_cases` raises."
     if name not in shipped_names() and not Path(name).exists():
@@ -108,6 +109,9 @@ def measure_model(
     "All that `tinygpt evaluate` says. Raises what its parts raise, each in one line."
     model, tokenizer = load(chosen.checkpoint, device_named(device))
     config = read_run_config(chosen.run) if source is None else None
+    if config and not isinstance(config, TrainConfig):
+        raise ValueError(f"{chosen.name} has learned to answer; ask it: tinygpt evaluate {chosen.name} --questions, "
+                         f"or name a text to read: tinygpt evaluate {chosen.name} TEXT")
     text = validation_text(chosen, config, tokenizer) if source is None else source
     name = source or config.data.source
     found = evaluate_text(model, tokenizer, text, stride, max_docs=max_docs)
@@ -137,7 +141,7 @@ def measure_model(
         lines += ["", consistency_lines(told, f", told with min_p {TELLING['min_p']}")]
     return facts, "\n".join(lines)
 
-# %% ../nbs/23b_looking.ipynb #e854111e
+# %% ../nbs/23b_looking.ipynb #9d4706fb
 def do_evaluate(argv: Sequence[str]) -> int:
     "Measure a trained model."
     parser = Parser("evaluate", "How many bits per byte a model needs for a text, and how far that is from perfect.", """
@@ -145,11 +149,14 @@ def do_evaluate(argv: Sequence[str]) -> int:
         tinygpt evaluate runs/tales --tales 1000          write a thousand tales, and check each
         tinygpt evaluate runs/tales --cases tales         what it has understood, kind by kind
         tinygpt evaluate runs/tales book.txt --stride 32  another text, with more overlap
+        tinygpt evaluate tales-chat --questions           an assistant: how many answers are right, kind by kind
     """)
     add = parser.add_argument
     add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest in runs/, else the shipped one]")
     add("text", nargs="?", metavar="TEXT", help="a file, a folder, a corpus [what the model was validated on]")
     add("--cases", metavar="FILE", help="a case file, or tales for the one that is shipped")
+    add("--questions", nargs="?", const="held_out", metavar="FILE",
+        help="ask an assistant about tales: the 1,000 held-out questions, val, train, or a file of such")
     add("--tales", type=whole, default=0, metavar="N", help="also write N tales and check each for consistency")
     add("--seed", type=whole, default=0, metavar="N", help="of these tales [0]")
     add("--stride", type=whole, metavar="N", help="how far a window moves on in a long document [half the context]")
@@ -163,7 +170,12 @@ def do_evaluate(argv: Sequence[str]) -> int:
     if args.model and args.text is None and Path(args.model).is_file():
         raise ValueError(f"evaluate: {args.model} is a file, not a run; name the run before it: tinygpt evaluate RUN {args.model}")
     cases, chosen = cases_named(args.cases) if args.cases else [], choose_model(args.model)
-    facts, words = measure_model(chosen, args.text, cases, args.tales, args.seed, args.stride, args.max_docs, args.device)
+    if args.questions:
+        for given in ("text", "cases", "tales", "stride", "max_docs"):
+            if getattr(args, given): raise ValueError(f"evaluate: --questions is an exam of its own; leave {given} out")
+        facts, words = import_module("tinygpt.finetuning").examine(chosen, args.questions, args.device)
+    else:
+        facts, words = measure_model(chosen, args.text, cases, args.tales, args.seed, args.stride, args.max_docs, args.device)
     chosen.say()
     print(json.dumps(facts) if args.json else words)
     return 0
@@ -195,7 +207,7 @@ def do_checkpoints(argv: Sequence[str]) -> int:
     print("\n\n".join(f"{name}:\n" + as_table(list_checkpoints(place), columns) for name, place in places.items()))
     return 0
 
-# %% ../nbs/23b_looking.ipynb #fcbabc42
+# %% ../nbs/23b_looking.ipynb #e804d0c3
 def configuration_of(
     what: str | None,  # a run, a checkpoint, a shipped model, a preset, a recipe, a YAML file; None: the recipe tales
     recipe: str | None = None,  # or a recipe by name
@@ -214,6 +226,8 @@ def configuration_of(
         config = config_to_dict(read_run_config(Path(what)))
     else:
         config = read_facts(choose_model(what).checkpoint / "state.json", "tinygpt.checkpoint")["facts"]["config"]
+    if "base" in config:  # a run of fine-tuning has the shape of the model that it began with
+        return what, configuration_of(config["base"], overrides=overrides)[1]
     return what, make_config(config | overrides)
 
 

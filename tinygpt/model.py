@@ -25,9 +25,9 @@ class GPTConfig(AttentionConfig):
     vocab_size: int = 0 # V; 0: taken from the tokenizer later
     n_layers: int # blocks
     d_ff: int | None = None # M, width of the MLP; None: 4 C for GELU, about 8/3 C for SwiGLU
-    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm" # what keeps the size of the stream (chapter 03)
     norm_position: Literal["pre", "post"] = "pre" # before each part, or after it (as in arXiv:1706.03762)
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: Literal["swiglu", "gelu"] = "swiglu" # the part that works on each token alone (chapter 03)
     tie_embeddings: bool = True # one matrix reads tokens in and out
     init_std: float = 0.02 # of all matrices, before residual scaling
 
