@@ -128,7 +128,7 @@ def write_all(
 
     return written()
 
-# %% ../nbs/23c_telling.ipynb #e19b029e
+# %% ../nbs/23c_telling.ipynb #58fcf782
 def show_stream(prompt: str | None, pieces: Iterator[str]) -> None:
     "A prompt and what follows, each piece as soon as it is there."
     print(prompt or "", end="", flush=True)
@@ -143,12 +143,12 @@ def typed_line(
 ) -> str | None:  # None: there will be no more
     "A line from the keyboard, with arrow keys and what was typed before, or from a pipe."
     if not sys.stdin.isatty():
-        ask = ""
-    else:
-        with suppress(ImportError):
-            import readline
+        line = sys.stdin.readline()
+        return line.removesuffix("\n") if line else None
+    with suppress(ImportError):
+        import readline
 
-            readline.set_startup_hook(lambda: readline.insert_text(text))
+        readline.set_startup_hook(lambda: readline.insert_text(text))
     try:
         return input(ask)
     except EOFError:
