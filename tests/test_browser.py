@@ -6,17 +6,29 @@ Skipped where there is no Playwright for Python, or no chromium (`CHROMIUM` name
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
+from hostile import hostile_texts
+from small_model import make
 
-from tinygpt.explorers import AttentionExplorer
+from tinygpt.explorers import (
+    AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
+)
+from tinygpt.pictures import attention_data, script, to_html, tokenizer_data, training_data, visible
+from tinygpt.rope import Rope
 from tinygpt.runs import load
+from tinygpt.sampling import count_tokens, distribution, next_token_probs, penalize, Sampling
+from tinygpt.tokenizer import EOT, GPT4_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer
+from tinygpt.worlds import Tales, shipped
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 ARGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -46,8 +58,25 @@ def page(browser):
 
 
 @pytest.fixture(scope="module")
-def shipped():
+def shipped_model():
     return load("tales")
+
+
+@pytest.fixture(scope="module")
+def every(shipped_model):
+    "One explorer of each kind, as chapters show them."
+    model, tokenizer = shipped_model
+    ids = [tokenizer.eot_id] + tokenizer.encode(shipped("tales/val.txt").read_text(encoding="utf-8").partition("\n")[0])
+    return {
+        "attention": AttentionExplorer(model, tokenizer, ids[:40], layer=2),
+        "sampling": SamplingExplorer(model, tokenizer, ids[:12]),
+        "tokenizer": TokenizerExplorer(tokenizer, "One sunny day, the tailor was at the bakery."),
+        "rope": RopeExplorer(Rope(16, 256)),
+        "cache": CacheExplorer(model.cfg),
+        "monitor": TrainingMonitor(shipped("models/tales")),
+        "speculation": SpeculationStrip(model, "lookup", tokenizer, ids[:30], n_new=20),
+        "mask": LossMaskView(ids[:20], [i > 9 for i in range(20)], tokenizer),
+    }
 
 
 def opened(page, explorer, path: Path):
@@ -55,17 +84,212 @@ def opened(page, explorer, path: Path):
     return page
 
 
-def test_attention_lives_in_a_saved_page(page, shipped, tmp_path):
-    model, tokenizer = shipped
-    explorer = AttentionExplorer(model, tokenizer, [tokenizer.eot_id] + tokenizer.encode("Tim has a red ball. Tim"))
-    opened(page, explorer, tmp_path)
-    before = page.inner_text(".tgx-say")
-    page.focus("input[data-name=token]")
-    page.keyboard.press("ArrowLeft")
-    assert page.inner_text(".tgx-say") != before
+def core(page, kind: str, *names: str):
+    "A page on which functions of a script can be called."
+    page.goto("about:blank")
+    page.evaluate(f"() => {{ {script(kind)}\nObject.assign(globalThis, {{{', '.join(names)}}}); }}")
+    return page
+
+
+# What each explorer does for a key: where the focus is, the key, and what is another afterwards.
+KEYS = {
+    "attention": ("input[data-name=token]", "ArrowLeft", ".tgx-say"),
+    "sampling": ("input[data-name=top_k]", "ArrowRight", ".tgx-facts"),
+    "tokenizer": ("input[data-name=step]", "ArrowLeft", ".tgx-rule-line"),
+    "rope": ("input[data-name=key]", "ArrowRight", ".tgx-say"),
+    "cache": ("input[data-name=length]", "ArrowRight", ".tgx-say"),
+    "monitor": ("input[data-name=at]", "ArrowLeft", ".tgx-say"),
+    "speculation": ("input[data-name=round]", "ArrowLeft", ".tgx-say"),
+    "mask": ("input[data-name=token]", "ArrowRight", ".tgx-say"),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_saved_page_answers_to_keys_in_light_and_dark_wide_and_narrow(page, every, tmp_path, kind):
+    opened(page, every[kind], tmp_path)
+    where, key, what = KEYS[kind]
+    before = page.inner_text(what)
+    page.focus(where)
+    page.keyboard.press(key)
+    assert page.inner_text(what) != before
+    assert page.locator(where).evaluate("(el) => el === document.activeElement")  # redrawn, and the focus is where it was
+    for input in page.locator(".tgx input, .tgx textarea").all():
+        assert input.get_attribute("data-lm-suppress-shortcuts") == "true"
+    named = "(el) => el.getAttribute('aria-label') || el.textContent.trim()"
+    for element in page.locator(".tgx button, .tgx input:not([type=radio]), .tgx [role=img], .tgx [role=radiogroup]").all():
+        assert element.evaluate(named), element.evaluate("(el) => el.outerHTML")
+    assert page.locator(".tgx").get_attribute("data-theme") == "light"
+    page.emulate_media(color_scheme="dark")
+    for light, sign in ((False, ""), (True, "document.body.dataset.jpThemeLight = 'true'"), (False, "document.body.dataset.jpThemeLight = 'false'"),
+                        (False, "delete document.body.dataset.jpThemeLight; document.body.className = 'quarto-dark'"),
+                        (True, "document.body.className = 'quarto-light'")):
+        page.evaluate(f"() => {{ {sign}; }}")
+        page.wait_for_function(f"document.querySelector('.tgx').dataset.theme === '{'light' if light else 'dark'}'")
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.wait_for_timeout(50)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    root = "document.querySelector('.tgx')"
+    assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")  # nothing is cut off either
+
+
+def test_heads_are_chosen_with_arrows_and_tokens_with_the_mouse(page, every, tmp_path):
+    opened(page, every["attention"], tmp_path)
     page.focus(".tgx-thumb[aria-pressed=true]")
     page.keyboard.press("ArrowDown")
-    assert page.inner_text(".tgx-name") == "Layer 1, head 0"
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text(".tgx-name") == "Layer 3, head 1"
+    box = page.locator(".tgx-arcs").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 10.5 / 40)
+    assert page.inner_text(".tgx-say").split(" looks")[0].endswith("at 10")
+    page.mouse.move(box["x"] + box["width"] + 14, box["y"] + box["height"] * 20.5 / 40)
+    assert "score" in page.inner_text(".tgx-say")
+
+
+def test_a_head_says_on_the_page_what_python_says(page, every, tmp_path):
+    explorer = every["attention"]
+    opened(page, explorer, tmp_path)
+    for token in (1, 20, 39):
+        page.locator("input[data-name=token]").fill(str(token))
+        best = explorer.weights[token].max().item()
+        shown = re.search(r"\(([\d.]+) %\)", page.inner_text(".tgx-say"))[1]
+        assert float(shown) == pytest.approx(100 * best, abs=0.51)
+
+
+def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    page.locator(".tgx-bet:visible").first.click()
+    assert page.locator(".tgx-made").count() == 1
+    page.keyboard.press("Enter")  # the row keeps the focus
+    assert page.locator(".tgx-made").count() == 2
+    page.get_by_role("button", name="Start again").click()
+    page.locator(".tgx-bet.tgx-far").last.click()
+    assert page.locator(".tgx-lost").is_visible() and not page.locator(".tgx-bet").first.is_visible()
+    page.get_by_role("button", name="Back").click()
+    page.get_by_role("button", name="Draw a token").click()
+    assert page.locator(".tgx-made").count() == 1
+
+
+def test_the_page_draws_from_the_distribution_of_chapter_12(page):
+    core(page, "sampling", "filtered", "unpack")
+    draw, torch_draw = random.Random(0), torch.Generator().manual_seed(0)
+    cases = []
+    for n in range(300):
+        V = draw.choice([3, 20, 80])
+        logits = torch.randn(V, generator=torch_draw) * draw.choice([0.5, 3, 10])
+        if n % 4 == 0:
+            logits = logits.round()  # many are equal
+        cases.append({
+            "logits": logits.tolist(), "seen": draw.sample(range(V), 3) if n % 3 == 0 else [], "temperature": draw.choice([0, 0.05, 0.7, 1, 1.5, 2]),
+            "top_k": draw.choice([0, 0, 1, 2, 5, 50]), "top_p": draw.choice([1, 1, 0.05, 0.5, 0.9, 0.99]), "min_p": draw.choice([0, 0, 0.01, 0.1, 0.5]),
+            "repetition_penalty": draw.choice([1, 1.05, 1.3, 2]),
+        })
+    answers = page.evaluate("(cases) => cases.map((c) => [...filtered(Float32Array.from(c.logits), c.seen, c).probs])", cases)
+    for case, answer in zip(cases, answers):
+        settings = Sampling(**{name: case[name] for name in ("temperature", "top_p", "min_p", "repetition_penalty")}, top_k=case["top_k"] or None)
+        logits = torch.tensor([case["logits"]], dtype=torch.float64)
+        seen = torch.zeros_like(logits)
+        seen[0, case["seen"]] = 1
+        wanted = distribution(penalize(logits, seen, torch.zeros_like(seen), settings), settings)[0]
+        torch.testing.assert_close(torch.tensor(answer, dtype=torch.float64), wanted, atol=1e-9, rtol=1e-9)
+    plain = next((case, answer) for case, answer in zip(cases, answers) if not case["seen"])
+    probs = next_token_probs(torch.tensor(plain[0]["logits"]), plain[0]["temperature"], plain[0]["top_k"] or None, plain[0]["top_p"], plain[0]["min_p"])
+    torch.testing.assert_close(torch.tensor(plain[1]), probs, atol=1e-5, rtol=1e-4)
+
+
+def texts_to_cut() -> list[str]:
+    "Tales, white space and letters of all kinds, special tokens, hostile texts."
+    draw = random.Random(1)
+    kinds = ["abcdefgh", "  \t\n\r\x0b\x0c", "\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u3000\ufeff\u200b", "0123٣²", ".,;!?'\"<|>", "éßſK日本🦊👩\u0301", "'s'RE'Ll don't"]
+    return [tale.text[:200] for tale in Tales(4).tales(5)] + [EOT, f"a{EOT}{EOT}b {EOT[:-1]}", "", "'S 'ſ"] + \
+        ["".join(draw.choice(draw.choice(kinds)) for _ in range(draw.randint(1, 30))) for _ in range(250)] + hostile_texts(200)
+
+
+def test_the_page_cuts_text_as_chapter_01_does(page, shipped_model):
+    core(page, "tokenizer", "codec")
+    texts = texts_to_cut()
+    for tokenizer in (shipped_model[1], BPETokenizer.train([t.text for t in Tales(2).tales(30)], 500, pattern=GPT4_PATTERN), ByteTokenizer(),
+                      CharTokenizer.train("".join(texts))):
+        answers = page.evaluate("""([data, texts]) => { const code = codec(data);
+            return texts.map((text) => [false, true].map((special) => code.encode(text, special).tokens.map((t) => t.id))); }""", [tokenizer_data(tokenizer), texts])
+        for text, (plain, special) in zip(texts, answers):
+            assert plain == tokenizer.encode(text), (tokenizer, text)
+            assert special == tokenizer.encode(text, "all"), (tokenizer, text)
+
+
+def test_rules_applied_one_by_one_end_in_the_tokens(page, shipped_model):
+    core(page, "tokenizer", "codec")
+    steps = page.evaluate("""([data, text]) => { const code = codec(data), {fired} = code.encode(text);
+        return [...fired, Infinity].map((limit) => code.encode(text, false, limit).tokens.map((t) => t.id)); }""",
+        [tokenizer_data(shipped_model[1]), "the tailor was at the bakery"])
+    assert steps[0] == list(b"the tailor was at the bakery") and steps[-1] == shipped_model[1].encode("the tailor was at the bakery")
+    assert all(len(a) > len(b) for a, b in zip(steps, steps[1:]))
+
+
+def test_hidden_characters_show_alike_on_both_sides(page):
+    core(page, "mask", "visible")
+    texts = hostile_texts() + [chr(c) for c in range(0x3000)]
+    texts = [t for t in texts if not any(unicodedata.category(c) == "Cn" for c in t)]  # what is assigned depends on the year
+    assert page.evaluate("(texts) => texts.map(visible)", texts) == [visible(text) for text in texts]
+
+
+def test_bytes_of_a_cache_are_the_same_on_the_page(page):
+    core(page, "cache", "cacheBytes")
+    explorer = CacheExplorer(make(300, n_heads=4).cfg)
+    for explorer.length in (1, 100, 5000):
+        for explorer.window, explorer.kv_heads, explorer.batch, explorer.bytes in ((0, 4, 1, "4"), (64, 2, 8, "2")):
+            state = explorer.state | {"bytes": int(explorer.bytes)}
+            assert page.evaluate("([d, s]) => cacheBytes(d, s, s.length)", [explorer.data, state]) == explorer.n_bytes
+
+
+LOOK = """() => { const host = document.querySelector('[data-tgx]'), found = new Set();
+    for (const el of [host, ...host.querySelectorAll('*')]) { found.add(el.tagName); for (const name of el.getAttributeNames()) found.add(el.tagName + ' ' + name); }
+    return {kinds: [...found].sort(), n: host.querySelectorAll('*').length, pwned: globalThis.pwned ?? null}; }"""
+
+
+def with_texts(kind: str, texts: list[str]) -> tuple[dict, dict]:
+    "Data and state of an explorer in which every text from outside is one of these."
+    T = len(texts)
+    mask = [i % 2 == 0 for i in range(T)]
+    if kind == "attention":
+        return attention_data(torch.randn(1, 1, T, T), texts), {"layer": 0, "head": 0, "token": T - 1, "show": "weights"}
+    if kind == "sampling":
+        explorer = SamplingExplorer(make(T, context_length=T + 2), None, list(range(T)), n_baked=2)
+        return explorer.data | {"tokens": texts}, explorer.state | {"tree": {"": explorer.tree[""]}, "new": []}
+    if kind == "tokenizer":
+        special = {text: 300 + i for i, text in enumerate(texts)}
+        data = tokenizer_data(ByteTokenizer()) | {"special": special}
+        return data, {"text": "".join(texts), "step": None, "below": "ids", "special": "token"}
+    if kind == "monitor":
+        samples = [(i, text) for i, text in enumerate(texts)]
+        return training_data([{"step": T, "loss": 1.0, "bits_per_byte": 1.0}], None, T, samples, "".join(texts)), {"at": None}
+    if kind == "speculation":
+        rounds = [{"drafted": [i, i], "kept": 1, "token": i} for i in range(T)]
+        return {"title": texts[0], "tokens": texts, "prompt": list(range(T)), "rounds": rounds}, {"round": None}
+    return {"title": texts[0], "tokens": texts, "ids": list(range(T)), "mask": mask}, {"token": T - 1}
+
+
+@pytest.mark.parametrize("kind", ["attention", "sampling", "tokenizer", "monitor", "speculation", "mask"])
+def test_hostile_tokens_add_no_element_and_no_attribute(page, tmp_path, kind):
+    "Rope and cache show no text from outside."
+    size = 125 if kind == "attention" else 500
+    hostile, looks = hostile_texts(500), {}
+    page.set_viewport_size({"width": 500, "height": 400})
+    for start in range(0, 500, size):
+        looks = []
+        texts = hostile[start : start + size]
+        for name, tokens in (("plain", [f"w{i}" + "\n" * text.endswith("\n") for i, text in enumerate(texts)]), ("hostile", texts)):
+            torch.manual_seed(0)
+            data, state = with_texts(kind, tokens)
+            (tmp_path / name).write_text(f'<!doctype html><meta charset="utf-8">{to_html(kind, data, state, "".join(tokens))}', encoding="utf-8")
+            page.goto((tmp_path / name).rename(tmp_path / f"{name}.html").as_uri())
+            for where in ("input[type=range]:visible", "input[data-name=token]"):
+                if page.locator(where).count():
+                    page.locator(where).first.fill("0")
+            page.mouse.move(200, 300)
+            looks.append(page.evaluate(LOOK))
+        plain, hurt = looks
+        assert hurt["pwned"] is None and hurt["kinds"] == plain["kinds"]
+        assert kind == "tokenizer" or hurt["n"] == plain["n"]  # what is typed is cut anew
 
 
 class Lab:
@@ -132,13 +356,30 @@ def lab(browser, tmp_path, root):
 def test_chapter_22_lives_in_jupyterlab(lab):
     page = lab.open("22_explorers.ipynb")
     lab.run_all()
-    slider = page.locator(".jp-OutputArea-output .tgx-attention input[data-name=token]").first
+    shown = lambda kind: page.locator(f".jp-OutputArea-output .tgx-{kind}").first
+
+    slider = shown("attention").locator("input[data-name=token]")
     slider.scroll_into_view_if_needed()
+    lab.python("explorer.token = 20")
+    sync_api.expect(slider).to_have_value("20")  # Python moves the picture
     slider.focus()
-    last = int(lab.python("print(explorer.token)"))
-    page.keyboard.press("ArrowLeft")
-    lab.becomes("print(explorer.token)", str(last - 1))
+    page.keyboard.press("ArrowLeft")  # the reader moves Python
+    lab.becomes("print(explorer.token)", "19")
     assert slider.evaluate("(el) => el === document.activeElement")
-    lab.python("explorer.token = 3")
-    sync_api.expect(slider).to_have_value("3")
+    box = shown("attention").locator(".tgx-arcs").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 5.5 / 44)
+    lab.becomes("print(explorer.token)", "5")
+
+    lab.python("sampling.new, sampling.temperature, sampling.top_k = [], 1.0, 0")
+    row = shown("sampling").locator(".tgx-bet").nth(8)  # far from the baked tree: the kernel reads on
+    row.scroll_into_view_if_needed()
+    row.click()
+    lab.becomes("print(len(sampling.new), list(sampling.tree) == [str(sampling.new[0])])", "1 True")
+    sync_api.expect(shown("sampling").locator(".tgx-bet").first).to_be_visible()
+
+    text = shown("tokenizer").locator("textarea")
+    text.scroll_into_view_if_needed()
+    text.fill("")
+    text.press_sequentially("add a")  # letters that are commands of JupyterLab
+    lab.becomes("print(cutter.text, cutter.ids == tokenizer.encode('add a'))", "add a True")
     assert not lab.errors

@@ -32,7 +32,7 @@ from .tokenizer import Tokenizer
 from .training import Progress, corpus_rungs, read_metrics
 from .worlds import Rungs
 
-# %% ../nbs/22_explorers.ipynb #3b4d7dbb
+# %% ../nbs/22_explorers.ipynb #5fc2b2f4
 class Explorer(anywidget.AnyWidget):
     """A picture to play with. What is chosen lies in traits, which Python reads, sets and observes.
 
@@ -47,10 +47,10 @@ class Explorer(anywidget.AnyWidget):
         **state,
     ):
         self.limits = limits or {}
-        super().__init__(data=data, names=sorted(self.trait_names(state=True)))
-        wrong = [name for name in state if name not in self.names]
-        if wrong: raise ValueError(f"{type(self).__name__}: {wrong[0]} is not in its state; there are {', '.join(self.names)}")
-        for name, value in state.items(): setattr(self, name, value)
+        names = sorted(self.trait_names(state=True))
+        wrong = [name for name in state if name not in names]
+        if wrong: raise ValueError(f"{type(self).__name__}: {wrong[0]} is not in its state; there are {', '.join(names)}")
+        super().__init__(data=data, names=names, **state) # all is checked before the browser hears of it
 
     @property
     def _esm(self) -> str: return script(self.kind) + "\nexport default {render};"
@@ -61,8 +61,10 @@ class Explorer(anywidget.AnyWidget):
     def within(self, proposal) -> int:
         "A whole number if it is inside its limits; to be called by validators."
         name, value = proposal["trait"].name, proposal["value"]
-        if value is not None and not 0 <= value <= self.limits.get(name, math.inf):
-            raise ValueError(f"{type(self).__name__}: {name}={value} is not in 0..{self.limits[name]}; choose one of these")
+        most = self.limits.get(name, math.inf)
+        if value is not None and not 0 <= value <= most:
+            rule = f"is not in 0..{most}" if value > 0 else "is below 0"
+            raise ValueError(f"{type(self).__name__}: {name}={value} {rule}; choose from 0{f' to {most}' if most < math.inf else ''}")
         return value
 
     @property
@@ -90,7 +92,7 @@ class Explorer(anywidget.AnyWidget):
         bundle, metadata = super()._repr_mimebundle_(**kwargs)
         return bundle | {"text/plain": self.summary, "text/html": self.to_html()}, metadata
 
-# %% ../nbs/22_explorers.ipynb #bb09b561
+# %% ../nbs/22_explorers.ipynb #7956dd97
 class RopeExplorer(Explorer):
     """A head's pairs of features as dials, with a hand for the query and one for the key.
 
@@ -98,14 +100,14 @@ class RopeExplorer(Explorer):
     kind = Unicode("rope").tag(sync=True)
     key = Int(0).tag(sync=True, state=True) # the key's place
     distance = Int(0).tag(sync=True, state=True) # how many tokens later the query stands
-    layout = Enum(["half", "interleaved"], "half").tag(sync=True, state=True)
+    rope_layout = Enum(["half", "interleaved"], "half").tag(sync=True, state=True)
 
-    def __init__(self, rope: Rope, **state): # key, distance, layout
+    def __init__(self, rope: Rope, **state): # key, distance, rope_layout
         freqs, _ = scaled_frequencies(rope.d_head, rope.theta, rope.scaling) # (D/2,)
         scaled = f", {rope.scaling.get('rope_type', 'scaled')}" if rope.scaling else ""
         data = {"title": f"Rotary positions, {rope.d_head} features{scaled}", "d_head": rope.d_head,
                 "freqs": [float(f"{f:.7g}") for f in freqs.tolist()], "max_len": rope.max_len}
-        start = {"layout": rope.layout, "distance": min(5, rope.max_len - 1)}
+        start = {"rope_layout": rope.layout, "distance": min(5, rope.max_len - 1)}
         super().__init__(data, {"key": rope.max_len - 1, "distance": rope.max_len - 1}, **start | state)
 
     @validate("key", "distance")

@@ -5,7 +5,7 @@ KINDS.rope = (ui) => {
   const few = n <= 16 ? freqs.map((_, i) => i) : Array.from({length: 16}, (_, i) => Math.round((i * (n - 1)) / 15));
   const key = slider(ui, "key", "Key's position", {min: 0, max: max_len - 1});
   const distance = slider(ui, "distance", "Distance to query", {min: 0, max: Math.max(max_len - 1, 1)});
-  const layout = choice(ui, "layout", "which features are partners", {half: "half", interleaved: "interleaved"});
+  const layout = choice(ui, "rope_layout", "which features are partners", {half: "half", interleaved: "interleaved"});
   const strip = h("div", {class: "tgx-strip", role: "img"}), dials = h("div", {class: "tgx-dials"}), plot = h("div"), title = h("div", {class: "tgx-name"}, ui.data.title);
   ui.root.append(h("div", {class: "tgx-bar"}, title, layout), strip, h("div", {class: "tgx-pairs"}, key, distance), dials,
     h("div", {class: "tgx-legend tgx-inline"}, h("span", {class: "tgx-key tgx-blue"}, "query"), h("span", {class: "tgx-key tgx-orange"}, "key"), h("span", {class: "tgx-note"}, "Shaded: the angle between them. It depends on the distance alone.")),
@@ -24,9 +24,9 @@ KINDS.rope = (ui) => {
     key.sync();
     distance.sync(Math.max(far, 1), d);
     layout.sync();
-    const owner = new Map(Array.from({length: n}, (_, i) => partners(i, state.layout).map((f) => [f, i])).flat());
+    const owner = new Map(Array.from({length: n}, (_, i) => partners(i, state.rope_layout).map((f) => [f, i])).flat());
     strip.replaceChildren(...Array.from({length: D}, (_, f) => h("span", {style: `background:${hue(owner.get(f))};color:${owner.get(f) > n * 0.6 ? "#111" : "#fff"}`, title: `feature ${f}: pair ${owner.get(f)}`}, D <= 32 && W > 560 ? String(f) : "")));
-    strip.setAttribute("aria-label", `the ${D} features of a head; partners share a colour: ${partners(0, state.layout).join(" and ")}, ${partners(Math.min(1, n - 1), state.layout).join(" and ")}, and so on`);
+    strip.setAttribute("aria-label", `the ${D} features of a head; partners share a colour: ${partners(0, state.rope_layout).join(" and ")}, ${partners(Math.min(1, n - 1), state.rope_layout).join(" and ")}, and so on`);
     const size = clamp(Math.floor(W / Math.min(few.length, W < 520 ? 4 : 8)) - 10, 56, 104), r = size / 2 - 4;
     dials.replaceChildren(...few.map((i) => {
       const a = q * freqs[i], b = state.key * freqs[i], gap = (a - b) % (2 * Math.PI), c = size / 2;
@@ -36,7 +36,7 @@ KINDS.rope = (ui) => {
       return h("div", {class: "tgx-dial"},
         h("svg:svg", {width: size, height: size, role: "img", "aria-label": `pair ${i}: ${(d * freqs[i]).toFixed(3)} radians between query and key`},
           h("svg:circle", {cx: c, cy: c, r, class: "tgx-face", style: `stroke:${hue(i)}`}), gap > 1e-9 ? wedge : "", hand(b, "tgx-from"), hand(a, "tgx-to")),
-        h("div", {}, `pair ${i}`), h("div", {class: "tgx-note"}, partners(i, state.layout).join(" & ")),
+        h("div", {}, `pair ${i}`), h("div", {class: "tgx-note"}, partners(i, state.rope_layout).join(" & ")),
         h("div", {class: "tgx-note"}, `${(d * freqs[i]).toFixed(d * freqs[i] < 0.1 ? 3 : d * freqs[i] < 100 ? 2 : 0)} rad`));
     }));
     const points = Array.from({length: max_len}, (_, i) => [i, score(i)]);

@@ -1,0 +1,197 @@
+"""What chapters 21b and 22 cannot test in passing: hostile tokens, odd models, sizes. The browser's part is in test_browser.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from ipywidgets import DOMWidget
+from hostile import hostile_texts
+from small_model import model, tokenizer  # noqa: F401
+from small_model import make
+from strip_widgets import VIEW, strip
+
+from tinygpt import explorers, pictures
+from tinygpt.explorers import (
+    AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
+)
+from tinygpt.pictures import attention_data, attention_weights_in, bake, capture_scores, js_pattern, script, style, to_html, token_text, visible
+from tinygpt.attention import capture_attention
+from tinygpt.rope import Rope
+from tinygpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from tinygpt.worlds import shipped
+
+KINDS = ["attention", "sampling", "tokenizer", "rope", "cache", "monitor", "speculation", "mask"]
+
+
+def tags(page: str) -> list[tuple]:
+    "Elements and the names of their attributes, as a browser would find them."
+    found, parser = [], HTMLParser(convert_charrefs=True)
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, *(name for name, _ in attributes)))
+    parser.feed(page)
+    return found
+
+
+def test_nothing_invisible_is_left():
+    for code in [*range(0x3100), *range(0xE000, 0x10200), *range(0x1F000, 0x1F700), *range(0xE0000, 0xE0200)]:
+        char = chr(code)
+        shown = visible(char)
+        assert shown and all(unicodedata.category(c)[0] not in "CZ" for c in shown), hex(code)
+
+
+def test_different_texts_look_different():
+    texts = hostile_texts()
+    assert len({visible(text) for text in texts}) == len(texts)
+
+
+def test_a_page_has_the_same_elements_whatever_the_texts_say():
+    wanted = tags(to_html("mask", {"title": "x", "tokens": ["a"]}, {}, "a"))
+    for text in hostile_texts():
+        assert tags(to_html("mask", {"title": text, "tokens": [text]}, {"x": text}, text)) == wanted
+    page = to_html("mask", {"tokens": hostile_texts()}, {}, "")
+    inside = page.split('<script type="application/json">')[1].split("</script>")[0]
+    assert json.loads(inside)["data"]["tokens"] == hostile_texts() and inside.isascii()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_script_is_small_and_asks_nobody(kind):
+    text = script(kind) + style(kind)
+    assert len(text) < 25_000
+    for word in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "@import", "url("):
+        assert word not in text, word
+    assert text.replace("http://www.w3.org/2000/svg", "").count("http") == 0
+
+
+@pytest.mark.parametrize("changes", [{"n_heads": 4, "n_kv_heads": 2}, {"logit_cap": 5.0}, {"window": 4}, {"qk_norm": True}, {"position": "learned"}])
+def test_attention_of_every_kind_of_model(changes):
+    model = make(300, **changes)
+    ids = torch.arange(20) * 7 % 300
+    explorer = AttentionExplorer(model, None, ids)
+    with capture_attention(model) as maps, torch.inference_mode():
+        model(ids[None])
+    for layer, heads in enumerate(maps):
+        for head, weights in enumerate(heads[0]):
+            torch.testing.assert_close(attention_weights_in(explorer.data, layer, head), weights, atol=1e-3, rtol=0)
+
+
+def test_capturing_leaves_no_trace_and_stands_beside_another():
+    model = make(300)
+    with pytest.raises(RuntimeError), capture_scores(model) as scores, capture_attention(model) as maps:
+        model(torch.zeros(2, 5, dtype=torch.long))
+        raise RuntimeError
+    assert [s.shape for s in scores] == [(2, 2, 5, 5)] * 2 and len(maps) == 2
+    assert all("attend" not in vars(m) for m in model.modules())
+
+
+def test_what_is_refused(model, tokenizer):  # noqa: F811
+    for make_one, word in [
+        (lambda: AttentionExplorer(model, tokenizer, []), "0 tokens"),
+        (lambda: AttentionExplorer(model, tokenizer, [1] * 129), "129 tokens"),
+        (lambda: AttentionExplorer(model, None, "text"), "needs a tokenizer"),
+        (lambda: AttentionExplorer(model, tokenizer, [1, 2], head=2), "head=2 is not in 0..1"),
+        (lambda: AttentionExplorer(model, tokenizer, [1, 2], heads=1), "heads is not in its state"),
+        (lambda: SamplingExplorer(model, tokenizer, []), "0 prompt tokens"),
+        (lambda: SamplingExplorer(model, tokenizer, [1] * 40), "40 prompt tokens"),
+        (lambda: SamplingExplorer(model, tokenizer, [1], top_p=0.0), "top_p=0.0"),
+        (lambda: TokenizerExplorer(tokenizer, step=-1), "step=-1 is below 0"),
+        (lambda: RopeExplorer(Rope(8, 16), key=16), "key=16 is not in 0..15"),
+        (lambda: CacheExplorer(model.cfg, kv_heads=3), "kv_heads=3"),
+        (lambda: CacheExplorer(model.cfg, machine="moon"), "machine='moon'"),
+        (lambda: LossMaskView([], [], None), "0 ids"),
+        (lambda: SpeculationStrip(model, "lookup", tokenizer, [1], n_new=400), "context_length=40"),
+        (lambda: TrainingMonitor("nowhere"), "nowhere"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=word) as caught:
+            make_one()
+        assert "\n" not in str(caught.value)
+
+
+def test_sampling_goes_on_to_the_end_of_the_context(model, tokenizer):  # noqa: F811
+    explorer = SamplingExplorer(model, tokenizer, [1] * 38, n_baked=3)
+    explorer.new = [5]
+    assert list(explorer.tree) == ["5"]
+    explorer.new = [5, 6]
+    assert list(explorer.tree) == ["5,6"] and len(explorer.ids) == 40
+    explorer.new = [5, 6, 7]
+    assert explorer.tree == {}
+
+
+def test_a_tree_of_a_large_vocabulary_stays_small():
+    explorer = SamplingExplorer(make(60_000), None, [1, 2, 3])
+    assert len(explorer.to_html()) < 3_000_000 and len(explorer.baked) == 3
+
+
+def test_a_tree_opens_the_likeliest_place_next():
+    torch.manual_seed(0)
+    table = torch.randn(4, 4, dtype=torch.float64).log_softmax(-1)
+    tree = bake(lambda new: table[new[-1] if new else 0], 20)
+    chance = lambda path: math.exp(sum(table[a, b] for a, b in zip([0, *path], path)))
+    chances = [chance([int(i) for i in key.split(",") if i]) for key in tree]
+    assert chances == sorted(chances, reverse=True)
+
+
+def test_a_step_may_wait_for_a_longer_text():
+    explorer = TokenizerExplorer(ByteTokenizer(), "", step=7)
+    assert explorer.ids == [] and explorer.step == 7 and explorer.summary == "Tokenizer, 0 tokens: "
+
+
+def test_summaries_hold_for_every_kind_of_tokenizer():
+    for tokenizer in (ByteTokenizer(), CharTokenizer.train("abc é"), BPETokenizer.train("abc abc é", 260)):  # noqa: F811
+        explorer = TokenizerExplorer(tokenizer, "abc é")
+        assert explorer.summary.startswith(f"Tokenizer, {len(explorer.ids)} tokens")
+    assert "'z'" in TokenizerExplorer(CharTokenizer.train("abc"), "z").summary
+
+
+def test_the_monitor_waits_between_pictures_and_ends_whole():
+    monitor = TrainingMonitor(every_s=1000)
+    monitor.say("reading")
+    monitor.metrics({"step": 1, "loss": 2.0, "bits_per_byte": 1.0})
+    assert monitor.data["rows"] == []
+    monitor.metrics({"step": 2, "loss": math.nan, "bits_per_byte": None})
+    monitor.metrics({"step": 2, "val_loss": 2.0, "val_bits_per_byte": 0.9})
+    monitor.end()
+    assert [row["step"] for row in monitor.data["rows"]] == [1, 2, 2] and "0.900" in monitor.summary
+    monitor.to_html()
+
+
+def test_a_replayed_run_is_the_shipped_one():
+    monitor = TrainingMonitor(shipped("models/tales"))
+    assert monitor.total == 10_000 and monitor.data["rungs"]["floor"] < 0.2 and len(monitor.to_html()) < 60_000
+
+
+def test_js_patterns_keep_what_they_do_not_know():
+    assert js_pattern(r"a\\sb|[\]\s]+") .endswith("]+")
+    assert js_pattern("(?i:don't)").count("[") == 4
+
+
+def test_explorers_stripped_for_storing():
+    output = {"output_type": "display_data", "data": {VIEW: {}, "text/html": "<div>"}}
+    lonely = {"output_type": "display_data", "data": {VIEW: {}}}
+    notebook = {"metadata": {"widgets": {}}, "cells": [{"outputs": [output, lonely]}, {"source": ""}]}
+    assert strip(notebook) == 2 and strip(notebook) == 0
+    assert output["data"] == {"text/html": "<div>"} and VIEW in lonely["data"] and notebook["metadata"] == {}
+
+
+def test_stored_chapters_are_stripped(root):
+    for path in sorted((root / "nbs").glob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        assert VIEW not in text or strip(json.loads(text)) == 0, f"{path.name}: run tests/strip_widgets.py"
+        assert len(text) < 3_000_000
+
+
+def test_no_trait_takes_a_name_of_the_widgets():
+    for name in explorers.__all__:
+        kind = getattr(explorers, name)
+        if isinstance(kind, type) and issubclass(kind, explorers.Explorer):
+            own = set(kind.class_trait_names(state=True)) | {"kind", "data", "names"}
+            assert not own & set(DOMWidget.class_trait_names()) and not own & set(dir(DOMWidget)), name
+
+
+def test_all_names_are_there():
+    for name in ("AttentionExplorer", "SamplingExplorer", "TokenizerExplorer", "RopeExplorer", "CacheExplorer", "TrainingMonitor"):
+        assert name in explorers.__all__
+    assert token_text(None, 3) == "3" and attention_data in vars(pictures).values()
