@@ -88,7 +88,7 @@ def test_answers_agree_with_the_ending(moments):
             elif q.kind == "yes or no now" and s["r"].startswith("at the ") and s["v"] == "is":
                 x = s["x"].removeprefix("the ")
                 x = who.get(x, holder if x == before.story.toy else x)
-                assert (s["yes"] == "Yes") == (s["r"] == f"at the {place[x]}")
+                assert (s["yes"] == "yes") == (s["r"] == f"at the {place[x]}")
             elif q.kind == "what if" and "more" in s["if"]:
                 giver, k = s["if"].split()[0], NUMBERS.index(s["if"].split()[-2])
                 change = k * (1 if (giver == s["who"]) == ("found" in s["if"]) else -1)
@@ -145,6 +145,7 @@ def test_wrong_values_are_refused():
             others = [w for w in sorts() if sorts()[w] == sort and normal(w) != normal(right) and w not in q.value.split()]
             for other in others:
                 wrong = {**q.slots, value: other if value == "who" else q.value.replace(right, other, 1)}
+                if value == "at" and "fact" in wrong: wrong["fact"] = wrong["fact"].replace(right, other)
                 for wording in kind.say:
                     assert not is_right(q, fill(wording, wrong)), (q, fill(wording, wrong))
                     n += 1
@@ -157,8 +158,9 @@ def test_hedges_denials_and_nonsense_are_refused():
         for reply in ("", " ", "I do not know.", f"{answer} or not", f"It is not true that {answer}", f"{answer} and {answer} not", "the", q.question, q.tale, "?" * 200):
             assert not is_right(q, reply), (q, reply)
         if KINDS[q.kind].value == "yes":
-            other = {"Yes": "No", "No": "Yes"}[q.value]
+            other = {"yes": "no", "no": "yes"}[q.value]
             assert not is_right(q, other) and not is_right(q, f"{other}, {q.slots['x']} {q.slots['v']} {q.slots['t']}.")
+            assert not is_right(q, f"{q.slots['fact']}, so {other}.") and is_right(q, f"{q.slots['fact']}, so {q.value}.")
 
 
 def test_replies_that_people_give():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'normal', 'callings', 'ways', 'is_right', 'sorts', 'named', 'last_mentioned', 'most_frequent', 'shares',
-           'facts', 'is_held', 'belongs', 'Examiner', 'ask', 'messages', 'write_questions', 'read_questions', 'Mark',
-           'mark']
+           'facts', 'is_held', 'belongs', 'Examiner', 'ask', 'messages', 'write_talks', 'write_questions',
+           'read_questions', 'Mark', 'mark']
 
 # %% ../nbs/16a_marking.ipynb #52378585
 import hashlib
@@ -42,7 +42,7 @@ def callings(tale: str) -> dict[str, list[str]]: # by name: all in small letters
     pronouns = dict.fromkeys(Lexicon().women, ["she", "her"]) | dict.fromkeys(Lexicon().men, ["he", "him"])
     return {name.lower(): [name.lower(), what, *pronouns.get(name, ["it", "he", "she"])] for name, what in known.items()}
 
-# %% ../nbs/16a_marking.ipynb #5ad436e4
+# %% ../nbs/16a_marking.ipynb #759f7d9f
 def ways(
     q: Question,
     slot: str,
@@ -55,7 +55,7 @@ def ways(
         allowed = ways_to_say[:2] if slot == KINDS[q.kind].value == "who" else ways_to_say # a name is asked for
         called |= dict.fromkeys(ways_to_say if own else ways_to_say[:2], f"(?:{'|'.join(allowed)})")
     words = [called.get(word, re.escape(word).replace("\\-", "-")) for word in text.split()]
-    if " and " in text:
+    if slot == "who" and " and " in text:
         one, other = words[0], words[2]
         return f"(?:{one} and {other}|{other} and {one}|they|they both|both|both of them)"
     pattern = re.sub("^at ", "(?:(?:at|in|on|by) )?", " ".join(words))
@@ -97,13 +97,13 @@ def named(text: str, sort: str) -> list[str]:
     "The words of one sort in a text, in order."
     return [word for word in re.findall(r"[\w-]+", text) if sorts().get(word) == sort]
 
-# %% ../nbs/16a_marking.ipynb #c20e815f
+# %% ../nbs/16a_marking.ipynb #aa29d52f
 def last_mentioned(q: Question) -> str:
     "The reply of one who does not think: of what is asked for, whatever the tale has named last."
     value = KINDS[q.kind].value
     if value == "yes":
         last = [named(q.tale, sort)[-1:] for sort in sorted(set(sorts().values())) if named(q.slots["r"], sort)]
-        return "Yes" if not last or last[0] and last[0][0] in q.slots["r"].split() else "No"
+        return "yes" if not last or last[0] and last[0][0] in q.slots["r"].split() else "no"
     if value == "that": return max(q.slots["p"], q.slots["q"], key=lambda deed: q.tale.rfind(deed.split(" ", 1)[1]))
     if value == "reason": return q.tale.rpartition(" because ")[2].partition(".")[0]
     if value == "did":
@@ -220,7 +220,20 @@ def messages(talk: list[Question]) -> list[dict[str, str]]:
                   {"role": "assistant", "content": q.answer}]
     return turns
 
-# %% ../nbs/16a_marking.ipynb #ca4fa8f4
+# %% ../nbs/16a_marking.ipynb #420e3ce8
+def write_talks(
+    path: str | Path,
+    talks: list[list[Question]],
+) -> Path:
+    "Writes conversations, one in a line."
+    lines = []
+    for talk in talks:
+        checks = [{"kind": q.kind, "wording": q.wording, "slots": q.slots} for q in talk]
+        lines.append(json.dumps({"messages": messages(talk), "checks": checks}, separators=(",", ":")) + "\n")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), "".join(lines))
+    return Path(path)
+
 def write_questions(
     folder: str | Path,
     n_train: int = 8_500,
@@ -231,19 +244,14 @@ def write_questions(
     'Writes train, val and held_out: `data/tales/questions` was made by write_questions("data/tales/questions").'
     sets = {"train": ask(seed, n_train, most=6), "val": ask(seed + 1, n_val),
             "held_out": ask(seed + 2, n_held, "template") + ask(seed + 3, n_held, "fact")}
-    for name, talks in sets.items():
-        lines = []
-        for talk in talks:
-            checks = [{"kind": q.kind, "wording": q.wording, "slots": q.slots} for q in talk]
-            lines.append(json.dumps({"messages": messages(talk), "checks": checks}, separators=(",", ":")) + "\n")
-        write_atomically(Path(folder) / f"{name}.jsonl", "".join(lines))
+    for name, talks in sets.items(): write_talks(Path(folder) / f"{name}.jsonl", talks)
     return {name: sum(map(len, talks)) for name, talks in sets.items()}
 
-# %% ../nbs/16a_marking.ipynb #32a22972
+# %% ../nbs/16a_marking.ipynb #dde1731b
 def read_questions(
     source: str | Path, # "train", "val" or "held_out" of the shipped ones, or a path
 ) -> list[list[Question]]: # conversations
-    "Reads back what `write_questions` wrote."
+    "Reads back what `write_talks` wrote."
     path = shipped(f"tales/questions/{source}.jsonl") if source in ("train", "val", "held_out") else Path(source)
     talks = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHRASES', 'KINDS', 'SO', 'WHERE', 'Moment', 'Watched', 'watch', 'phrase', 'deeds', 'once', 'replay', 'Kind',
-           'new_kind', 'fill', 'counted', 'claim', 'places_now', 'Question']
+           'new_kind', 'fill', 'counted', 'claim', 'found_at', 'both_places', 'both_numbers', 'places_now', 'Question']
 
 # %% ../nbs/16_questions.ipynb #aba0f2d2
 import copy
@@ -210,17 +210,25 @@ def _why(m, rng):
     for who, feeling, reason in felt:
         if [f[:2] for f in felt].count((who, feeling)) == 1: yield {"who": who, "feeling": feeling, "reason": reason}
 
-# %% ../nbs/16_questions.ipynb #88fdb9f0
+# %% ../nbs/16_questions.ipynb #948b66b7
 SO = """
     ask: {v} {x} {r}? / Is it true that {x} {v} {r}? / {x} {v} {r}. Is that so? / Yes or no: {v} {x} {r}?
     held: Is it so that {x} {v} {r}? / {x} {v} {r}. Is that true?
-    say: {yes}, {x} {v} {t}. / {yes}.
-    also: {yes}, {t}. / {yes}, {x} {so}. / {yes}, {x} {v} {not}. / {yes}, {x} {v} {not} {r}."""
+    say: {fact}, so {yes}.
+    also: {yes}. / {yes}, {fact}. / {x} {v} {t}, so {yes}. / {yes}, {x} {v} {t}. / {yes}, {t}. / {yes}, {x} {so}. / {yes}, {x} {v} {not}. / {yes}, {x} {v} {not} {r}."""
 
-def claim(x: str, true: str, others: list[str], rng: random.Random, v: str = "is") -> dict[str, str]:
+def claim(
+    x: str, # of whom or what something is claimed
+    true: str, # what would be right
+    others: list[str], # what would be wrong
+    rng: random.Random,
+    v: str = "is",
+    fact: str | None = None, # what shows it; None: that x is true
+) -> dict[str, str]:
     "The slots of a claim about x to be judged: true as often as false."
-    if rng.random() < 0.5 or not others: return {"yes": "Yes", "x": x, "v": v, "r": true, "t": true, "so": v}
-    return {"yes": "No", "x": x, "v": v, "r": rng.choice(others), "t": true, "not": "not"}
+    slots = {"x": x, "v": v, "t": true, "fact": fact or f"{x} {v} {true}"}
+    if rng.random() < 0.5 or not others: return slots | {"yes": "yes", "r": true, "so": v}
+    return slots | {"yes": "no", "r": rng.choice(others), "not": "not"}
 
 @new_kind("yes or no", 1, "yes", SO)
 def _claims(m, rng):
@@ -229,7 +237,23 @@ def _claims(m, rng):
     yield claim(f"the {s.toy}", colour, [c for c in s.words.colours if c != colour], rng)
     if s.pet: yield claim(s.pet, f"a {s.pet_kind}", [f"a {k}" for k in s.sounds if k != s.pet_kind], rng)
 
-# %% ../nbs/16_questions.ipynb #e9581a5d
+# %% ../nbs/16_questions.ipynb #85fec0ac
+def found_at(m: Moment, x: str, place: str) -> str:
+    "Where somebody or something is, and whom one has to look for: the baker is Anna, and Anna is at the park."
+    s = m.story
+    known = {f"the {p.job}": p.name for p in m.people} | {f"the {s.pet_kind}": s.pet}
+    if x == f"the {s.toy}": return f"{x} is with {m.holder} at the {place}"
+    return f"{x} is {known[x]}, and {known[x]} is at the {place}" if x in known else f"{x} is at the {place}"
+
+def both_places(m: Moment) -> str:
+    "Where each of the two is."
+    return " and ".join(f"{p.name} is at the {p.place}" for p in m.people)
+
+def both_numbers(m: Moment) -> str:
+    "How many things each of the two has."
+    return " and ".join(f"{p.name} has {NUMBERS[p.n] if p.n else 'none'}" for p in m.people)
+
+# %% ../nbs/16_questions.ipynb #57cc6447
 def places_now(m: Moment) -> Iterator[tuple[str, str]]: # words for somebody or something, and where it is
     "What is elsewhere than where it was, or goes by another name there: no one sentence tells its place."
     s, named = m.story, m.drawn("place")
@@ -243,14 +267,15 @@ def places_now(m: Moment) -> Iterator[tuple[str, str]]: # words for somebody or 
     if s.pet and m.pet_place != m.start[0].place: yield f"the {s.pet_kind}", m.pet_place # told of by its name
 
 WHERE = """
-    say: {x} is {at}. / Now {x} is {at}. / {at}."""
+    say: {fact}.
+    also: Now {fact}. / {x} is {at}. / Now {x} is {at}. / {at}."""
 
 @new_kind("where", 2, "at", """
     ask: Where is {x} now? / At which place is {x} now? / Tell me where {x} is now. / {x} is at which place?
     held: Tell me at which place {x} is now. / Now where is {x}?""" + WHERE)
 def _where(m, rng):
     for x, place in places_now(m):
-        if x != f"the {m.story.toy}": yield {"x": x, "at": f"at the {place}"}
+        if x != f"the {m.story.toy}": yield {"x": x, "at": f"at the {place}", "fact": found_at(m, x, place)}
 
 @new_kind("where the toy is", 2, "at", """
     ask: At which place is {x} now? / At what place is {x}? / Tell me the place where {x} is. /
@@ -258,17 +283,18 @@ def _where(m, rng):
     held: Tell me at which place {x} is. / At what place is {x} now?""" + WHERE)
 def _toy_place(m, rng):
     for x, place in places_now(m):
-        if x == f"the {m.story.toy}": yield {"x": x, "at": f"at the {place}"}
+        if x == f"the {m.story.toy}": yield {"x": x, "at": f"at the {place}", "fact": found_at(m, x, place)}
 
 @new_kind("yes or no now", 2, "yes", SO.replace("{r}", "{r} now"))
 def _claims_now(m, rng):
     known, (a, b) = dict.fromkeys(m.drawn("place")), m.people
-    for x, place in places_now(m): yield claim(x, f"at the {place}", [f"at the {p}" for p in known if p != place], rng)
+    for x, place in places_now(m):
+        yield claim(x, f"at the {place}", [f"at the {p}" for p in known if p != place], rng, fact=found_at(m, x, place))
     if not m.whole and any(p.place != q.place for p, q in zip(m.people, m.start)):
         both = ["at the same place", "at different places"]
-        yield claim(f"{a.name} and {b.name}", both[a.place != b.place], [both[a.place == b.place]], rng, "are")
+        yield claim(f"{a.name} and {b.name}", both[a.place != b.place], [both[a.place == b.place]], rng, "are", both_places(m))
 
-# %% ../nbs/16_questions.ipynb #3a713500
+# %% ../nbs/16_questions.ipynb #3ff5d676
 @new_kind("who has it", 2, "who", """
     ask: Who has {x} now? / With whom is {x} now? / Tell me who has {x}. / Which one has {x}?
     held: Tell me with whom {x} is. / Who is it that has {x} now?
@@ -285,41 +311,41 @@ def _holder(m, rng):
     ask: Who is {at} now: {a}, {b}, both or nobody? / Which of {a} and {b} is {at}? /
         Tell me which of {a} and {b} is {at} now. / Of {a} and {b}, who is {at} now?
     held: Tell me who is {at}: {a}, {b}, both or nobody? / Which one is {at} now: {a}, {b}, both or nobody?
-    say: {who} {is} {at}. / {who}.
-    also: {who} {is} there. / {who} {is}.""")
+    say: {fact}, so {who}.
+    also: {who} {is} {at}. / {who}. / {fact}, so {who} {is} {at}. / {who} {is} there. / {who} {is}.""")
 def _there(m, rng):
     (a, b), (c, d) = m.people, m.start
     if (a.place, b.place) == (c.place, d.place): return
     for place in dict.fromkeys(m.drawn("place")):
         who = [p.name for p in m.people if p.place == place]
         yield {"a": a.name, "b": b.name, "at": f"at the {place}", "who": " and ".join(who) or "nobody",
-               "is": "are" if len(who) == 2 else "is"}
+               "is": "are" if len(who) == 2 else "is", "fact": both_places(m)}
 
-# %% ../nbs/16_questions.ipynb #692b4b52
+# %% ../nbs/16_questions.ipynb #580dd737
 @new_kind("together", 2, "amount", """
     ask: How many {goods} do {a} and {b} have together? / Together, how many {goods} do they have? /
         Tell me how many {goods} {a} and {b} have together. / How many {goods} do the two have in all?
     held: In all, how many {goods} do {a} and {b} have? / Tell me how many {goods} they have in all.
-    say: Together they have {amount}. / They have {amount}. / {amount}.
-    also: They have {amount} together. / {a} and {b} have {amount}. /
+    say: {fact}, so they have {amount}. / {fact}, so together they have {amount}.
+    also: Together they have {amount}. / They have {amount}. / {amount}. / They have {amount} together. / {a} and {b} have {amount}. /
         {a} and {b} have {amount} together. / Together {a} and {b} have {amount}. /
         They have {amount} in all.""")
 def _together(m, rng):
     a, b = m.people
     if len(counted(m)) == 2 and a.n and b.n and a.n + b.n > m.start[0].n: # else it is the first number of the tale
-        yield {"a": a.name, "b": b.name, "goods": m.story.goods, "amount": m.story.amount(a.n + b.n)}
+        yield {"a": a.name, "b": b.name, "goods": m.story.goods, "amount": m.story.amount(a.n + b.n), "fact": both_numbers(m)}
 
 @new_kind("more or fewer", 2, "who", """
     ask: Who has {than} {goods} now? / Who has {than} {goods}, {a} or {b}? /
         Which of {a} and {b} has {than} {goods}? / Tell me who has {than} {goods} now.
     held: Tell me which of {a} and {b} has {than} {goods}. / Which one has {than} {goods}, {a} or {b}?
-    say: {who} has {than} {goods}. / {who} has {than}. / {who}.
-    also: {who} does. / {tie}. / They have {tie}. / Both have {tie}. / They have {tie} of {goods}. /
+    say: {fact}, so {who} has {than} {goods}. / {fact}, so {who} has {than}. / {fact}, so {who}.
+    also: {who} has {than} {goods}. / {who} has {than}. / {who}. / {who} does. / {tie}. / They have {tie}. / Both have {tie}. / They have {tie} of {goods}. /
         {a} and {b} have {tie}. / {a} and {b} have {tie} of {goods}.""")
 def _more(m, rng):
     few, many = sorted(m.people, key=lambda p: p.n)
     for than, p in (("more", many), ("fewer", few)) if len(counted(m)) == 2 else ():
-        slots = {"a": m.people[0].name, "b": m.people[1].name, "goods": m.story.goods, "than": than}
+        slots = {"a": m.people[0].name, "b": m.people[1].name, "goods": m.story.goods, "than": than, "fact": both_numbers(m)}
         yield slots | ({"who": p.name} if few.n < many.n else {"who": "nobody", "tie": "the same number"})
 
 @new_kind("what if", 2, "amount", """
@@ -346,7 +372,7 @@ def _what_if(m, rng):
     for clause, who, n in past if past and rng.random() < 0.7 else now:
         yield {"if": clause, "who": who, "goods": m.story.goods, "amount": m.story.amount(n)}
 
-# %% ../nbs/16_questions.ipynb #af20e489
+# %% ../nbs/16_questions.ipynb #7781eaac
 @new_kind("first or last", 2, "that", """
     ask: What happened {which}: {p} or {q}? / Which happened {which}, {p} or {q}? /
         {p}, and {q}. What happened {which}? / Tell me what happened {which}: {p} or {q}?
@@ -362,13 +388,13 @@ def _order(m, rng):
     ask: What did {x} do {which}? / What was the {which} thing that {x} did? /
         Tell me what {x} did {which}. / Which thing did {x} do {which}?
     held: Tell me the {which} thing that {x} did. / What thing did {x} do {which}?
-    say: {x} {did}. / {x} {did} {which}. / {did}.
-    also: {which} {x} {did}.""")
+    say: {name} {did}. / {name} {did} {which}.
+    also: {x} {did}. / {x} {did} {which}. / {did}. / {which} {x} {did}.""")
 def _first_deed(m, rng):
     for p in m.people:
         own = [did for who, did in deeds(m) if who == p.name]
         for which, did in (("first", own[0]), ("last", own[-1])) if len(set(own)) > 1 else ():
-            if did and own[0] != own[-1]: yield {"x": rng.choice((p.name, f"the {p.job}")), "which": which, "did": did}
+            if did and own[0] != own[-1]: yield {"x": rng.choice((p.name, f"the {p.job}")), "name": p.name, "which": which, "did": did}
 
 # %% ../nbs/16_questions.ipynb #a7601c78
 @dataclass(frozen=True)
