@@ -104,6 +104,9 @@ class GPT(nn.Module):
         "The residual stream after the last block. Raises ValueError for more tokens than the context holds."
         check(ids.ndim == 2, "GPT", f"ids of shape {tuple(ids.shape)}", "are not (B, T)", "try ids[None]")
         plan = plan_attention(self.cfg, self.rope, *ids.shape, positions, doc_ids, cache, ids.device)
+        n_cached = len(getattr(cache, "k", self.blocks)) # layers that a cache was made for
+        check(n_cached == len(self.blocks), "GPT", f"a cache of {n_cached} layers",
+              f"does not fit a model of {len(self.blocks)}", "build it with this model's cfg")
         x = self.embed(ids) # (B, T, C)
         if self.cfg.position == "learned":
             table, where = self.position_embed, plan.positions

@@ -52,7 +52,7 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     "The options that change how fast a text comes."
     add = parser.add_argument_group("how it goes faster").add_argument
     add("--draft", metavar="MODEL", help="a smaller model with the same tokenizer writes ahead, the large one checks; or lookup, which copies from the text")
-    add("--n_draft", type=whole, metavar="N", help="tokens written ahead at a time [4]")
+    add("--n_draft", type=whole, metavar="N", help="tokens written ahead at a time [8]")
     add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory and the same texts, nearly; or an eighth, and worse texts")
 
 
@@ -238,7 +238,7 @@ def do_generate(argv: Sequence[str]) -> int:
     model, tokenizer = load(chosen.checkpoint, device)
     stats = DraftStats()
     if args.draft:
-        options["loop"] = drafting(load_draft(args.draft, tokenizer, device), 4 if args.n_draft is None else args.n_draft, stats)
+        options["loop"] = drafting(load_draft(args.draft, tokenizer, device), 8 if args.n_draft is None else args.n_draft, stats)
     if args.quantize:
         model = quantize(model, bits=int(args.quantize.removeprefix("int")))
     texts = write_all(model, tokenizer, prompts, args.n, seed, **options)  # says what is wrong with any of them
