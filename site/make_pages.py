@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from book import MARK, ROOT, front
 from pages_code import names_page, recipes_page
-from pages_measured import cards, measurements_page, times_page
+from pages_measured import cards, figures_part, measurements_page, times_page
 
 # --- what the README says, for the site ----------------------------------------------------------------------
 
@@ -58,6 +58,7 @@ def start_page() -> str:
 PAGES: dict[str, Callable[[], str]] = {  # what each written page holds, by its path in the repository
     "site/_parts/what.md": what_part,
     "site/_parts/commands.md": commands_part,
+    "site/_parts/figures.md": figures_part,
     "site/start.md": start_page,
     "site/names.md": names_page,
     "site/recipes.md": recipes_page,

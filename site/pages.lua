@@ -31,11 +31,11 @@ end
 local settings = read("settings.ini")
 
 local function setting(name)
-  return settings:match("\n" .. name .. " *= *([^\n]*)") or ""
+  local value = settings:match("\n" .. name .. " *= *([^\n]*)") or ""
+  return value:match("^(.-)%s*$")
 end
 
-local address, branch = setting("git_url"):gsub("/+%s*$", ""), setting("branch")
-address = address:gsub("%s+$", "")
+local address, branch = setting("git_url"):match("^(.-)/*$"), setting("branch")
 
 local function decoded(text)
   if text == "" then return {} end

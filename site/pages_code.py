@@ -30,6 +30,8 @@ def brief(value: ast.expr | None) -> str:
         keys = [key.value for key in value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
         shown = ", ".join(keys[:6]) + (", ..." if len(value.keys) > 6 else "")
         return f"A dict: {shown}." if keys else f"A dict of {len(value.keys)}."
+    if isinstance(value, (ast.List, ast.Tuple, ast.Set)):
+        return f"A {type(value).__name__.lower()} of {len(value.elts)}."
     return ""
 
 

@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from book import SITE, Chapter, chapters, front, plain, table
+from book import MARK, SITE, Chapter, chapters, front, plain, table
 
 # --- what was measured ---------------------------------------------------------------------------------------
 
@@ -23,11 +23,16 @@ def where(run: dict) -> str:
     return f"`{run['command']}` on {run['date']}: {plain(run['machine'])}.{note}\n"
 
 
+def parity_rows(output: str) -> list[tuple[str, str, str, str]]:
+    "Component, reference, difference and bound of each line of bench/parity.py."
+    return re.findall(r"(?m)^(\w+: .*?)  +(\S.*?)  +(\d\S*)  +(\d\S*)$", output.replace(" ids tiktoken", " ids  tiktoken"))
+
+
 def parity_section() -> list[str]:
     run = measured("parity")
     if run is None:
         return []
-    rows = re.findall(r"(?m)^(\w+: .*?)  +(\S.*?)  +(\d\S*)  +(\d\S*)$", run["output"].replace(" ids tiktoken", " ids  tiktoken"))
+    rows = parity_rows(run["output"])
     worst = max(float(difference) for _, _, difference, _ in rows)
     return [
         "## The same answers\n",
@@ -93,6 +98,22 @@ def measurements_page() -> str:
                 widths = tuple([3] * len(header))
                 parts.append(table(tuple(map(str, header)), widths, [tuple(plain(str(v)) for v in row) for row in rows]))
     return "\n".join(parts)
+
+
+def figures_part() -> str:
+    "Three figures for the home page."
+    rows = parity_rows(measured("parity")["output"])
+    within = sum(float(difference) <= float(bound) for _, _, difference, bound in rows)
+    tales = measured("tales")["output"]
+    floor = re.search(r"([\d.]+)  times the floor", tales)[1]
+    share, told = re.search(r"(?m)^([\d.]+)% of ([\d,]+) new tales", tales).groups()
+    figures = [
+        (f"{within} of {len(rows)}", "comparisons with PyTorch, `transformers` and `tiktoken` give the same answer, to rounding"),
+        (f"{floor} ×", "the floor: that close to perfect comes the model in the package, after half an hour of training"),
+        (f"{share} %", f"of {told} tales of its own hold together to the last full stop; the world that taught it has checked each"),
+    ]
+    tiles = "\n".join(f"::: {{.figure-tile}}\n**{figure}**\n\n{says}\n:::\n" for figure, says in figures)
+    return f"{MARK}\n\n:::: {{.figure-tiles}}\n{tiles}::::\n"
 
 
 # --- a card for each chapter ---------------------------------------------------------------------------------

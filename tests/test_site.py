@@ -71,7 +71,7 @@ def test_every_page_says_what_it_is():
 
 def test_the_home_page_says_what_the_readme_says():
     home = (ROOT / "index.qmd").read_text()
-    for part in ("what", "home", "explorer", "commands"):
+    for part in ("what", "home", "explorer", "commands", "figures"):
         assert home.count(f"{{{{< include site/_parts/{part}.md >}}}}") == 1
     readme = (ROOT / "README.md").read_text()
     assert make_pages.readme("") in readme and make_pages.readme("Two commands").partition("![")[0] in readme
@@ -100,7 +100,7 @@ def test_the_home_page_shows_the_shipped_model_and_the_present_explorer():
 # --- what is written from the code ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["site/_parts/what.md", "site/_parts/commands.md", "site/start.md", "site/names.md", "site/recipes.md",
+@pytest.mark.parametrize("name", ["site/_parts/what.md", "site/_parts/commands.md", "site/_parts/figures.md", "site/start.md", "site/names.md", "site/recipes.md",
                                   "site/measurements.md", "site/times.md", "site/cards.json"])  # fmt: skip
 def test_written_pages_are_up_to_date(name: str):
     text = make_pages.PAGES[name]()
