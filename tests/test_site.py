@@ -29,6 +29,7 @@ import pages_code  # noqa: E402
 
 BOOK = [lint.Notebook(path) for path in lint.Book().paths]
 PAGES = ["index.qmd", *sorted(p.relative_to(ROOT).as_posix() for p in SITE.glob("*.md")), "CONTRIBUTING.md", "CHANGELOG.md"]
+RECIPES = {path.stem: path for path in sorted((ROOT / "tinygpt/recipes").glob("*.yaml"))}
 CONFIG = yaml.safe_load((ROOT / "_quarto.yml").read_text())
 
 
@@ -125,12 +126,12 @@ def test_every_exported_name_is_listed_with_what_it_is():
 
 
 def test_every_setting_and_recipe_is_listed():
-    from tinygpt.runs import config_fields, recipes
+    from tinygpt.runs import config_fields
 
     page = (SITE / "recipes.md").read_text()
     for name in config_fields():
         assert f"| `{name}` |" in page
-    for name, path in recipes().items():
+    for name, path in RECIPES.items():
         assert f"### {name}\n" in page and path.read_text().strip() in page
 
 
@@ -354,7 +355,7 @@ def test_exercises_that_the_course_sets_exist():
 
 def test_commands_and_settings_that_pages_name_exist():
     from tinygpt.cli import main
-    from tinygpt.runs import config_fields, recipes
+    from tinygpt.runs import config_fields
 
     @cache
     def help_of(command: str) -> str:
@@ -368,7 +369,7 @@ def test_commands_and_settings_that_pages_name_exist():
             for setting in re.findall(r"--((?:data|model|optim|run)\.\w+)", span):
                 assert setting in config_fields(), f"{page} names --{setting}"
             for recipe in re.findall(r"--recipe ([a-z][\w-]*)(?![\w.])", span):
-                assert recipe in recipes() or recipe == "mine", f"{page} names the recipe {recipe}"
+                assert recipe in RECIPES or recipe == "mine", f"{page} names the recipe {recipe}"
             call = re.match(r"(?:python -m )?tinygpt ([a-z]+)\b", span)
             if call:
                 assert help_of(call[1]), f"{page} names tinygpt {call[1]}, and there is no such command"
