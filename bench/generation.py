@@ -34,7 +34,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -45,8 +44,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import tinygpt
-from tinygpt.cache import remember
-from tinygpt.decode import DecodeStep
 from tinygpt.interop import from_hf
 
 SIZES = {
@@ -57,7 +54,7 @@ SIZES = {
 }  # fmt: skip
 CONTEXT = 1024
 AIMS = {  # (size, who): times the faster of transformers' eager caches, at batch 1 and at batch 16
-    ("small", "ours"): (1.7, 1.5), ("gpt2", "ours"): (1.4, 1.5), ("small", "ours compiled"): (3.0, 1.5),
+    ("small", "ours"): (1.7, 1.5), ("gpt2", "ours"): (1.4, 1.5),
 }  # fmt: skip
 PARTS = ("prompt", "matrices", "attention", "head", "choice", "rest")
 N_PROFILED = 16  # steps under the profiler
@@ -106,16 +103,10 @@ def ours_with(model, **options) -> Write:
     return write
 
 
-def compiled_reader(model, limit: int | None):
-    "The reader of `generate` whose step has been through torch.compile."
-    return remember(model, limit, make_step=partial(DecodeStep, compile=True))
-
-
 def contestants(theirs, ours, compiled: bool) -> dict[str, Write]:
     out = {"ours": ours_with(ours), "dynamic": theirs_with(theirs, None), "static": theirs_with(theirs, "static")}
     if compiled:
         out["compiled"] = theirs_with(theirs, "static", True)
-        out["ours compiled"] = ours_with(ours, reader=compiled_reader)
     return out
 
 
@@ -297,7 +288,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--repeats", type=int, default=3, help="rounds at most; the fastest counts (3)")
     p.add_argument("--patience", type=float, default=20, help="no further round at a setting after so many seconds (20)")
     p.add_argument("--threads", type=int, default=0, help="for everybody (as many as torch takes by itself)")
-    p.add_argument("--compile", action="store_true", help="also ours and theirs with torch.compile; adds minutes")
+    p.add_argument("--compile", action="store_true", help="also theirs with torch.compile; adds minutes")
     p.add_argument("--quick", action="store_true", help="the small size, 32 new tokens, one round")
     args = p.parse_args(argv)
     if args.quick:

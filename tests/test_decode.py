@@ -172,6 +172,13 @@ def test_refusals():
         with pytest.raises(ValueError, match=word): step(wrong)
     assert cache.length == 6 # a step that fails changes nothing
 
+def test_a_cache_of_another_model_is_refused():
+    cfg = GPTConfig(vocab_size=30, n_layers=2, n_heads=2, d_model=16, context_length=12)
+    for n_layers in (1, 3):
+        with pytest.raises(ValueError, match=f"cache of {n_layers} layers does not fit a model of 2; build it with"):
+            DecodeStep(GPT(cfg).eval(), KVCache(cfg.replace(n_layers=n_layers), 1))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_layers_are_joined_by_their_own_rule(bits):
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from tinygpt.generation import generate
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.quantization import (
     EVEN, Int4Matrix, Int8Matrix, Quantized, QuantEmbedding, QuantLinear, from_int4, from_int8, hollow, int4_block,
-    int8_digit, int8_product, pack_int4, quantize, settle, to_int4, to_int8, unpack_int4, weight_bytes,
+    int8_digit, int8_product, one_row, pack_int4, quantize, settle, to_int4, to_int8, unpack_int4, weight_bytes,
 )  # fmt: skip
 from tinygpt.runs import load_checkpoint, pack_run, save_checkpoint, shipped_models
 
@@ -121,6 +121,22 @@ def test_a_product_of_digits_is_the_one_written_out(digit, n_rows, n_columns, n)
     extreme = torch.where(torch.randn(n_rows, n_columns) > 0, 127, -127).to(torch.int8)
     y = int8_product(x, extreme, torch.ones(n_rows), extreme.sum(-1, dtype=torch.int32), digit)
     torch.testing.assert_close(y, x @ extreme.float().T, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("n_rows, n_columns", [(600, 256), (65, 40), (768, 3072)])
+def test_the_bound_product_of_one_row(n_rows, n_columns):
+    if not int8_digit():
+        pytest.skip("no kernel for bytes here")
+    levels, scale = to_int8(torch.randn(n_rows, n_columns))
+    sums, x, y = levels.sum(-1, dtype=torch.int32), torch.empty(1, n_columns), torch.empty(1, n_rows)
+    with torch.inference_mode():
+        call = one_row(x, y, levels, scale, sums, int8_digit())
+    for size, spike in ((1, 1), (1e-9, 1), (1e9, 1), (1, 3000), (0, 1)):  # the same call, on other numbers
+        x.normal_().mul_(size)[0, 1] *= spike
+        wanted = int8_product(x, levels, scale, sums, int8_digit())
+        assert call() is y and close(y, wanted, 0.01)
+    x[0, 0] = torch.nan
+    assert call().isnan().all()
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch():

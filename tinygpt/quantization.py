@@ -303,7 +303,7 @@ class Int4Matrix(nn.Module):
         for part, start, n in zip(parts, starts, sizes): part.grid_bits.data = grid.data[:, start:start + n]
         return whole
 
-# %% ../nbs/14_quantization.ipynb #d5e718e0
+# %% ../nbs/14_quantization.ipynb #a74590b4
 class Quantized(nn.Module):
     "What quantized layers have in common: a matrix in few bits. Raises ValueError when told to train."
     def __init__(self, matrix: Int8Matrix | Int4Matrix):
@@ -319,6 +319,14 @@ class Quantized(nn.Module):
         if x.ndim == 2: return self.matrix.product(x).to(x.dtype)
         return self.matrix.product(x.reshape(-1, x.shape[-1])).to(x.dtype).unflatten(0, x.shape[:-1])
 
+    def bind(self, x: Tensor, y: Tensor) -> Callable | None: # (1, K), (1, N)
+        "A call that writes x Wᵀ, plus the bias if there is one, to y; None where there is nothing quicker than `product`."
+        m, bias = self.matrix, getattr(self, "bias", None)
+        usual = isinstance(m, Int8Matrix) and m.sums is not None and len(x) == 1 and x.is_cpu and int8_digit()
+        if not usual or x.dtype is not torch.float32: return None
+        call = one_row(x, y, *m.parts())
+        return call if bias is None else lambda: call().add_(bias)
+
     def train(self, mode: bool = True):
         if mode: raise ValueError("train: this model is quantized, and whole numbers have no gradient; "
                                   "train the float model, and quantize it afterwards")
@@ -332,14 +340,6 @@ class QuantLinear(Quantized):
 
     def forward(self, x: Tensor) -> Tensor: # (..., K) -> (..., N)
         return self.product(x) if self.bias is None else self.product(x) + self.bias
-
-    def bind(self, x: Tensor, y: Tensor) -> Callable | None: # (N, K), (N, d_out)
-        "A call that writes forward(x) to y, over and over; None where that would be no quicker than `forward`."
-        m = self.matrix
-        usual = isinstance(m, Int8Matrix) and m.sums is not None and len(x) == 1 and x.is_cpu and int8_digit()
-        if not usual or x.dtype is not torch.float32: return None
-        call, bias = one_row(x, y, *m.parts()), self.bias
-        return call if bias is None else lambda: call().add_(bias)
 
     @staticmethod
     def join(layers: Sequence["QuantLinear"]) -> "QuantLinear":

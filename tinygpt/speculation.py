@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Dice', 'residual', 'verify', 'Follower', 'Rules', 'Drafter', 'ModelDraft', 'Lookup', 'DraftStats', 'draft_and_verify',
-           'drafting', 'check_pair', 'speculate', 'speculate_text', 'load_draft']
+           'drafting', 'check_pair', 'speculate', 'speculate_text', 'load_draft', 'imitation_loss']
 
-# %% ../nbs/15_speculation.ipynb #09efca10
+# %% ../nbs/15_speculation.ipynb #5c035a4f
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from numbers import Integral
 from typing import Protocol
 
@@ -17,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import KVCache
-from .decode import DecodeStep, decodable
+from .cache import cache_for
+from .decode import step_for
 from .evaluation import evaluating
 from .generation import generate, generate_text
 from .model import GPT
@@ -68,7 +67,7 @@ def verify(
             return n, dice.draw(residual(p[n], q[n]))
     return len(drafted), dice.draw(p[-1])
 
-# %% ../nbs/15_speculation.ipynb #f7aad90d
+# %% ../nbs/15_speculation.ipynb #228e145b
 class Follower:
     "A model that reads along with a text which grows, and of which the end may be taken back."
 
@@ -78,12 +77,9 @@ class Follower:
         max_len: int,  # tokens of the longest text; the context_length if that is less
         n_draft: int,  # tokens that may be taken back
     ):
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self.model, self.device = model, like.device
-        max_len = min(max_len, model.cfg.context_length)
         slack = n_draft + 1 if model.cfg.window else 0  # only slots that are used again need it
-        self.cache = KVCache(model.cfg, 1, max_len, like.dtype, like.device, slack=slack)
-        self.step = DecodeStep(model, self.cache) if decodable(model) else partial(model, cache=self.cache)
+        self.model, self.cache = model, cache_for(model, 1, max_len, slack=slack)
+        self.step, self.device = step_for(model, self.cache), self.cache.ages.device
 
     def read(
         self,
@@ -142,7 +138,7 @@ class Rules:
         "What each row's token is drawn from."
         return distribution(self.penalized(logits, ahead), self.sampling)
 
-# %% ../nbs/15_speculation.ipynb #71f71472
+# %% ../nbs/15_speculation.ipynb #6a211792
 class Drafter(Protocol):
     "Whatever guesses how a text goes on."
 
@@ -161,7 +157,7 @@ class ModelDraft:
     def __init__(
         self,
         reader: Follower,  # of the smaller model; it begins a new text
-        sure: float = 0.4,  # a greedy draft ends after a token to which the model gave less
+        sure: float = 0.3,  # a greedy draft ends after a token to which the model gave less
     ):
         self.reader, self.sure = reader, sure
         reader.cache.truncate(0)
@@ -266,10 +262,10 @@ def draft_and_verify(
             stats.written_by.append("draft" if i < n else "corrected" if n < len(drafted) else "bonus")
             yield token
 
-# %% ../nbs/15_speculation.ipynb #a3d398a3
+# %% ../nbs/15_speculation.ipynb #841f8fa3
 def drafting(
     draft: GPT | str,  # a smaller model with the same vocabulary, or "lookup"
-    n_draft: int = 4,  # tokens proposed at a time
+    n_draft: int = 8,  # tokens proposed at a time
     stats: DraftStats | None = None,  # filled on the way
 ) -> Callable:  # to be used as `loop`
     """A loop for `generate`, `stream` and their like. Several prompts are written one after another.
@@ -328,13 +324,13 @@ def check_pair(
         raise ValueError(f"speculate: the draft's vocabulary of {draft.cfg.vocab_size} tokens is not the model's of {V}; "
                          "take a draft that was trained with the same tokenizer, or 'lookup'")
 
-# %% ../nbs/15_speculation.ipynb #6c57135a
+# %% ../nbs/15_speculation.ipynb #95058c84
 def speculate(
     model: GPT,
     draft: GPT | str,  # a smaller model with the same vocabulary, or "lookup"
     ids: Tensor | Sequence,  # as in `generate`
     max_new_tokens: int | None,
-    n_draft: int = 4,  # tokens proposed at a time
+    n_draft: int = 8,  # tokens proposed at a time
     **options,  # as in `generate`: temperature, top_k, stop, generator, ...
 ) -> tuple[Tensor | list, DraftStats]:
     "What `generate` gives, and how the drafts did. Raises ValueError as `generate` and `drafting` do."
@@ -348,7 +344,7 @@ def speculate_text(
     draft: GPT | str,  # a smaller model with the same tokenizer, or "lookup"
     prompts: str | None | Sequence[str | None],
     max_new_tokens: int | None = None,
-    n_draft: int = 4,  # tokens proposed at a time
+    n_draft: int = 8,  # tokens proposed at a time
     **options,  # as in `generate_text`
 ) -> tuple[str | list[str], DraftStats]:
     "What `generate_text` gives, and how the drafts did. Raises ValueError as both of them do."
@@ -370,3 +366,15 @@ def load_draft(
         raise ValueError(f"speculate: the draft {name} has another tokenizer (of {own.vocab_size} tokens) than the model "
                          f"(of {tokenizer.vocab_size}); take a draft trained with the same one, or 'lookup'")
     return model
+
+# %% ../nbs/15_speculation.ipynb #f04a79c2
+def imitation_loss(
+    target_logits: Tensor,  # (..., V)
+    draft_logits: Tensor,  # (..., V)
+    temperatures: Sequence[float] = (1.0, 0.3),  # 1: the odds as they are; lower: above all who wins
+) -> Tensor:  # () nats per token
+    "How far the draft's odds are from the target's: the mean KL divergence. arXiv:1503.02531, sec. 2; arXiv:2310.08461."
+    def distance(t: float) -> Tensor:
+        p, q = (target_logits / t).log_softmax(-1), (draft_logits / t).log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean()
+    return sum(map(distance, temperatures)) / len(temperatures)
