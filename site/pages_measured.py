@@ -7,7 +7,9 @@ import re
 
 import yaml
 
-from book import MARK, SITE, Chapter, chapters, front, plain, table
+from book import MARK, ROOT, SITE, Chapter, chapters, front, plain, table
+
+TITLES = {"tales-chat": "The assistant"}  # of what was measured, where earlier.yaml has none
 
 # --- what was measured ---------------------------------------------------------------------------------------
 
@@ -44,8 +46,14 @@ def parity_section() -> list[str]:
     ]
 
 
+def measured_models() -> list[str]:
+    "The shipped models that were measured on the Tales, the one to begin with first."
+    names = sorted(path.name for path in (ROOT / "data/models").iterdir() if path.is_dir())
+    return [name for name in names if "times the floor" in (measured(name) or {"output": ""})["output"]]
+
+
 def tales_section() -> list[str]:
-    runs = {name: run for name in ("tales", "tales-deep", "tales-two") if (run := measured(name))}
+    runs = {name: run for name in measured_models() if (run := measured(name))}
     rows = []
     for name, run in runs.items():
         find = lambda pattern, text=run["output"]: re.search(pattern, text)[1]  # noqa: E731
@@ -77,13 +85,13 @@ def measurements_page() -> str:
         *tales_section(),
     ]
     earlier = yaml.safe_load((SITE / "measured/earlier.yaml").read_text(encoding="utf-8"))
-    shown = {"parity", "tales", "tales-deep", "tales-two", "chapters"}
+    shown = {"parity", "chapters", *measured_models()}
     again = [path.stem for path in sorted((SITE / "measured").glob("*.json")) if path.stem not in shown]
     if again:
-        parts.append("## Measured again\n")
+        parts.append("## What else was run\n")
     for name in again:
         run = measured(name)
-        title = next((old["title"] for old in earlier["runs"] if old["name"] == name), name)
+        title = next((old["title"] for old in earlier["runs"] if old["name"] == name), TITLES.get(name, name))
         parts += [f"### {title}\n", where(run), f"```text\n{run['output']}\n```\n"]
     parts += [
         "## On a quiet machine\n",
