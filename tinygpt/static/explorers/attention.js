@@ -75,7 +75,7 @@ KINDS.attention = (ui) => {
       h("div", {class: "tgx-main"}, h("div", {class: "tgx-bar"}, title, what), pick, h("div", {class: "tgx-stage"}, list, board))),
     ui.said);
 
-  let row = 14, hoverKey = null;
+  let row = 14, hoverKey = null, dressed = "", drawn = ""; // what the small pictures, and the large one, show now
   const point = (event, el, act) => {
     const box = el.getBoundingClientRect();
     act(clamp(Math.floor((event.clientY - box.top) / row), 0, T - 1), Math.floor((event.clientX - box.left) / row));
@@ -94,21 +94,24 @@ KINDS.attention = (ui) => {
 
   return ({layer, head: at, token, show}) => {
     const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 620;
+    const labels = 106, arcs = narrow ? Math.min(150, W - labels - 8) : clamp(W * 0.12, 60, 110);
+    const room = (width) => clamp((width - labels - arcs - 8) / T, 8, 18); // of a row, if so much width is left
+    const thumb = Math.floor(clamp(((narrow ? W : 260) - 52) / H - 8, 16, 56)), side = H * (thumb + 10) + 60;
+    const above = narrow || room(W - side - 24) < Math.min(12, room(W)); // the small pictures above the large one
     ui.root.classList.toggle("tgx-narrow", narrow);
-    const thumb = Math.floor(clamp(((narrow ? W : 260) - 48) / H - 8, 16, 56));
+    ui.root.classList.toggle("tgx-above", above);
+    row = narrow ? 17 : room(above ? W : W - side - 24);
+    const cell = narrow ? W / T : row, size = row * T;
     grid.style.gridTemplateColumns = `auto repeat(${H}, ${thumb + 8}px)`;
+    const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, plotted = `${layer} ${at} ${cell} ${dress}`;
     small.forEach((b, n) => {
-      plot(sharpen(b.firstChild, thumb, thumb), heads[n], show, thumb / T);
+      if (dress !== dressed) plot(sharpen(b.firstChild, thumb, thumb), heads[n], show, thumb / T);
       const chosen = n === layer * H + at;
       b.setAttribute("aria-pressed", chosen);
       b.tabIndex = chosen ? 0 : -1;
     });
-    const main = narrow ? W : W - Math.max(grid.offsetWidth, 180) - 24;
-    const labels = 96, arcs = narrow ? Math.min(150, W - labels - 8) : clamp(main * 0.17, 56, 110);
-    const beside = main - labels - arcs - 8;
-    row = narrow ? 17 : clamp(beside / T, 8, 18);
-    const cell = narrow ? W / T : row;
-    const size = row * T;
+    if (plotted !== drawn) plot(sharpen(matrix, cell * T, cell * T), head, show, cell);
+    [dressed, drawn] = [dress, plotted];
 
     title.textContent = `Layer ${layer}, head ${at}`;
     what.sync();
@@ -140,7 +143,6 @@ KINDS.attention = (ui) => {
     list.replaceChildren(...marks);
     list.setAttribute("width", arcs + labels);
     list.setAttribute("height", size);
-    plot(sharpen(matrix, cell * T, cell * T), head, show, cell);
     Object.assign(cross.style, {top: `${token * cell}px`, width: `${(token + 1) * cell}px`, height: `${cell}px`});
 
     const ranked = (score) => tokens.map((_, i) => [score(i), i]).filter(([p]) => p > 0.005).sort((a, b) => b[0] - a[0]).slice(0, 3);

@@ -120,6 +120,7 @@ function mount({el, kind, data, state, onchange}) {
     root, data, said, state: {...state}, live: Boolean(onchange),
     say: (text) => said.textContent === text || (said.textContent = text),
     set(patch) {
+      if (Object.entries(patch).every(([name, value]) => ui.state[name] === value)) return draw();
       Object.assign(ui.state, patch);
       onchange?.(patch);
       draw();
