@@ -123,29 +123,29 @@ def written(value: object) -> str:
     return str(value)
 
 
-def settings_tables(config: type) -> list[str]:
-    "One table for each section of a configuration: its fields, types, defaults and comments."
+def settings_rows(holder: object, items: list[dataclasses.Field], prefix: str = "") -> list[tuple[str, ...]]:
+    "A row for each field of a configuration or of one of its sections: name, type, default, comment."
     from tinygpt.runs import type_in_words
 
-    parts, default = [], config()
-    loose = []
-    for section in dataclasses.fields(config):
+    hints, said = typing.get_type_hints(type(holder)), comments(type(holder))
+    return [
+        (f"`{prefix}{f.name}`", plain(type_in_words(hints[f.name])), code(written(getattr(holder, f.name))), plain(said.get(f.name, "")))
+        for f in items
+    ]
+
+
+def settings_tables(config: type) -> list[str]:
+    "A table of the fields that belong to no section, if there are any, and one for each section."
+    header, widths = ("setting", "type", "default", "what it does"), (4, 3, 2, 6)
+    default, fields = config(), dataclasses.fields(config)
+    sections = [f for f in fields if dataclasses.is_dataclass(getattr(default, f.name))]
+    loose = [f for f in fields if f not in sections]
+    parts = [table(header, widths, settings_rows(default, loose))] if loose else []
+    for section in sections:
         value = getattr(default, section.name)
-        kind = type(value)
-        own = dataclasses.is_dataclass(value)
-        holder, items = (kind, dataclasses.fields(kind)) if own else (config, [section])
-        hints, said = typing.get_type_hints(holder), comments(holder)
-        rows = [
-            (f"`{section.name + '.' if own else ''}{f.name}`", plain(type_in_words(hints[f.name])),
-             code(written(getattr(value if own else default, f.name))), plain(said.get(f.name, "")))
-            for f in items
-        ]  # fmt: skip
-        if own:
-            parts += [f"### {section.name}\n", plain(first_words(kind.__doc__)) + "\n"] if kind.__doc__ else [f"### {section.name}\n"]
-            parts += [table(("setting", "type", "default", "what it does"), (4, 3, 2, 6), rows)]
-        else:
-            loose += rows
-    return ([table(("setting", "type", "default", "what it does"), (4, 3, 2, 6), loose)] if loose else []) + parts
+        parts += [f"### {section.name}\n", plain(first_words(value.__doc__)) + "\n"]
+        parts += [table(header, widths, settings_rows(value, list(dataclasses.fields(value)), f"{section.name}."))]
+    return parts
 
 
 def configurations() -> list[tuple[str, type, str]]:
