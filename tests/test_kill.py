@@ -21,6 +21,10 @@ import pytest
 import torch
 
 from tinygpt import training
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.runs import TrainConfig, config_to_yaml, save_checkpoint
+from tinygpt.sft import TuneConfig
+from tinygpt.tokenizer import ByteTokenizer
 
 # A fork has torch imported already; elsewhere a process of its own takes seconds to begin.
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -33,6 +37,8 @@ VARIANTS = {
     "muon": {"optim.optimizer": "muon", "optim.schedule": "wsd", "optim.accumulate": 3, "run.dtype": "bfloat16",
              "run.gradient_checkpointing": True, "model.dropout": 0.1, "run.checkpoint_every": 3, "run.eval_every": 4},
     "float16": {"run.dtype": "float16", "optim.grad_clip": 0.5, "run.checkpoint_every": 2, "run.eval_every": 20},
+    "sft": {"method": "sft", "chat.batches": "packed", "run.checkpoint_every": 2, "run.eval_every": 5},
+    "lora": {"method": "lora", "lora.rank": 2, "lora.dropout": 0.1, "run.checkpoint_every": 3, "run.eval_every": 4},
 }  # fmt: skip
 
 
@@ -91,8 +97,28 @@ class Child:
         return self.process.exitcode
 
 
+def new_tuning(folder: Path, variant: str) -> Path:
+    "A run of fine-tuning at step 0, on a random model."
+    tokenizer = ByteTokenizer()
+    torch.manual_seed(0)
+    cfg = GPTConfig(vocab_size=tokenizer.vocab_size, context_length=64, d_model=16, n_layers=1, n_heads=2, dropout=0.1)
+    save_checkpoint(folder / "base/checkpoints/step_000001", GPT(cfg), None, 1, tokenizer=tokenizer.fingerprint)
+    (folder / "base/config.yaml").write_text(config_to_yaml(TrainConfig(model=cfg)))
+    tokenizer.save(folder / "base/tokenizer.json")
+    talks = [[{"role": "user", "content": f"{n} + 1"}, {"role": "assistant", "content": f"{n + 1}"}] for n in range(30)]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    config = {
+        "base": str(folder / "base"), "chat": {"source": str(folder / "talks.jsonl"), "batch_size": 6},
+        "optim": {"steps": STEPS, "lr": 5e-3, "warmup_steps": 5},
+        "run": {"out_dir": str(folder / "new"), "device": "cpu", "n_threads": 1, "log_every": 4, "sample_every": 7, "keep_checkpoints": 2},
+    }
+    return training.create_run(training.make_config(config | VARIANTS[variant], kind=TuneConfig))
+
+
 def new_run(folder: Path, variant: str) -> Path:
     "A run at step 0."
+    if "method" in VARIANTS[variant]:
+        return new_tuning(folder, variant)
     (folder / "text.txt").write_text(TEXT)
     config = {
         "data": {"source": str(folder / "text.txt"), "tokenizer": "char", "batches": "documents", "batch_size": 6},

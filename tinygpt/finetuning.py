@@ -27,7 +27,7 @@ from tinygpt.runs import (
 from .sft import ChatData, TuneConfig, methods, open_chat_data, validate_replies
 from .tokenizer import Tokenizer, load_tokenizer
 
-# %% ../nbs/23f_finetuning.ipynb #cca087ff
+# %% ../nbs/23f_finetuning.ipynb #7785b777
 def reply_to(
     model: GPT,
     tokenizer: Tokenizer,
@@ -47,7 +47,7 @@ def reply_to(
             replies[i] = template.reply(tokenizer, ids[len(prompts[i]) :])
     return replies
 
-
+# %% ../nbs/23f_finetuning.ipynb #9d616de4
 def take_exam(
     model: GPT,
     tokenizer: Tokenizer,
@@ -63,7 +63,7 @@ def take_exam(
             prompts.append(template.encode(said[: 2 * i + 1], tokenizer, add_generation_prompt=True).ids)
     return questions, reply_to(model, tokenizer, template, prompts)
 
-# %% ../nbs/23f_finetuning.ipynb #9240daaf
+# %% ../nbs/23f_finetuning.ipynb #2e9f6a2e
 def grade(questions: Sequence[Question], replies: Sequence[str]) -> list[Mark]:
     "Marks for each kind of question, for all, and for what is new in them: the wording, or the fact."
     marks = mark(list(questions), list(replies))
@@ -84,7 +84,7 @@ def marks_table(marks: Sequence[Mark]) -> str:
         lines.append(f"{m.kind:20} {m.n_facts or '':>5} {m.n:6,} {m.share:7.1%}   {m.low:.1%} and {m.high:.1%}")
     return "\n".join(lines)
 
-
+# %% ../nbs/23f_finetuning.ipynb #b05995ee
 def examine(
     chosen: Chosen,
     name: str = "held_out",  # of the shipped questions, or a file that `write_questions` wrote

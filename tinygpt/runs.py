@@ -522,7 +522,7 @@ def load_checkpoint(
         p.copy_(tensors[name])
     return state
 
-# %% ../nbs/07b_runs.ipynb #f8b2628e
+# %% ../nbs/07b_runs.ipynb #b7e255fe
 def checkpoint_dirs(run_dir: str | Path) -> list[Path]:
     "The checkpoints of a run, oldest first."
     found = [path for path in Path(run_dir, "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
@@ -577,6 +577,8 @@ def load(
         model = import_module("tinygpt.adapters").open_adapter(state["adapter"])
     load_checkpoint(path, model)
     model = quantization.settle(model) if how else model
+    if state.get("adapter"):
+        model = import_module("tinygpt.adapters").ready(model)
     tokenizer = load_tokenizer(path.resolve().parents[1] / "tokenizer.json")
     if tokenizer.fingerprint != state["facts"].get("tokenizer", tokenizer.fingerprint):
         raise ValueError(f"{path}: trained with another tokenizer than the tokenizer.json of its run; restore that")

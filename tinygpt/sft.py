@@ -368,13 +368,13 @@ class TuneConfig:
         _check(self, base=(bool(self.base), "is empty; name a model"))
         _check(self.optim, accumulate=(pieces <= n, f"cuts chat.batch_size={n} into more pieces than rows"))
 
-# %% ../nbs/16c_sft.ipynb #a0998d6e
+# %% ../nbs/16c_sft.ipynb #615f972a
 def read_splits(config: ChatConfig, seed: int = 0) -> tuple[Iterable[Messages], Iterable[Messages]]:
     "Conversations to learn from, and to validate on. Raises what `read_conversations` raises."
     for name in ("source", "val_source"):
         given = getattr(config, name)
-        if given not in (None, "tales-questions") and not given.startswith("hf:") and not Path(given).is_file():
-            raise FileNotFoundError(f"config: chat.{name}={given!r} is no file; give a .json or .jsonl file, hf:owner/name, "
+        if given not in (None, "tales-questions") and not given.startswith("hf:") and not Path(given).exists():
+            raise FileNotFoundError(f"config: chat.{name}={given!r} is not there; give a .json or .jsonl file, hf:owner/name, "
                                     "or tales-questions")
     if config.val_source is not None:
         return read_conversations(config.source), read_conversations(config.val_source)

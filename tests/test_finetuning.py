@@ -1,0 +1,126 @@
+"""`tinygpt finetune`: from a file of conversations to a run that is used, stopped and resumed; and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_refusals import check, everything
+from test_sft import make_base, write
+
+from tinygpt.cli import main
+from tinygpt.runs import config_fields, find_checkpoint, load, read_run_config
+from tinygpt.sft import TuneConfig
+from tinygpt.tokenizer import ByteTokenizer
+
+TALKS = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n + 1}."}] for n in range(20)]
+QUICK = [
+    "--base", "base", "--data", "talks.jsonl", "--optim.steps", "6", "--chat.batch_size", "4", "--run.device", "cpu",
+    "--run.n_threads", "1", "--run.eval_every", "3", "--run.sample_every", "3", "--run.checkpoint_every", "3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    "A folder with a base, another base, conversations, a run of sft and one of lora, and broken files."
+    folder = tmp_path_factory.mktemp("begun")
+    make_base(folder / "base", ByteTokenizer())
+    make_base(folder / "other", ByteTokenizer(), d_model=16)
+    write(folder / "talks.jsonl", TALKS)
+    (folder / "empty.jsonl").write_text(json.dumps({"question": "Why?", "answer": "Because."}) + "\n" + json.dumps({"question": "Why?", "answer": ""}) + "\n")
+    (folder / "fields.jsonl").write_text(json.dumps({"prompt": "Why?", "reply": "Because."}) + "\n")
+    (folder / "broken.json").write_text('[{"question": "Why?", ')
+    write(folder / "long.jsonl", [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]] * 3)
+    with contextlib.chdir(folder):
+        assert main(["finetune", *QUICK, "--run.out_dir", "run"]) == 0
+        assert main(["finetune", *QUICK, "--run.out_dir", "small", "--method", "lora", "--no_samples"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(begun, tmp_path, monkeypatch) -> Path:
+    "A copy of it, to be spoiled."
+    shutil.copytree(begun, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("TINYGPT_DEBUG", raising=False)
+    return tmp_path / "work"
+
+
+def test_a_run_is_used_like_any_other(here, capsys):
+    model, tokenizer = load("run")
+    assert read_run_config(Path("run")).chat.template == "tales" and model.cfg.vocab_size == tokenizer.vocab_size == 261
+    assert "->" in (here / "run/samples.md").read_text()
+    assert main(["generate", "run", "--prompt", "5?", "--max_new_tokens", "4", "--seed", "1"]) == 0
+    assert main(["checkpoints", "run", "small"]) == 0
+    assert find_checkpoint("run").is_dir()
+    sizes = {name: (find_checkpoint(name, "last") / "model.safetensors").stat().st_size for name in ("run", "small")}
+    assert sizes["small"] < 0.7 * sizes["run"], "an adapter is not the whole model"
+    capsys.readouterr()
+    assert main(["finetune", "--resume", "run", "--run.keep_checkpoints", "3"]) == 0
+    assert "tinygpt chat run" in capsys.readouterr().out
+
+
+def test_help_lists_every_field_with_its_meaning(capsys):
+    assert main(["finetune", "--help"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    for name in config_fields(TuneConfig):
+        assert f"--{name}" in lines, name
+    assert "sft, lora" in lines["--method"]
+
+
+REFUSED = {
+    "nothing to learn": (["--base", "base"], "give --data FILE"),
+    "no such file": (["--base", "base", "--data", "nothing.json"], "chat.source='nothing.json' is not there"),
+    "no such base": (["--base", "bse", "--data", "talks.jsonl"], "bse: neither a run directory nor a checkpoint"),
+    "unknown method": (["--base", "base", "--data", "talks.jsonl", "--method", "lroa"], "method='lroa' is unknown; did you mean lora?"),
+    "unknown template": (["--base", "base", "--data", "talks.jsonl", "--chat.template", "tale"], "template='tale' is unknown"),
+    "missing fields": (["--base", "base", "--data", "fields.jsonl"], "line 1: fields prompt, reply"),
+    "empty answer": (["--base", "base", "--data", "empty.jsonl"], "line 2: answer is empty"),
+    "no JSON": (["--base", "base", "--data", "broken.json"], "line 1 is not JSON"),
+    "all too long": (["--base", "base", "--data", "long.jsonl"], "none is left; longer than the context of 96: "),
+    "misspelt field": (["--base", "base", "--data", "talks.jsonl", "--chat.epoch", "2"], "did you mean chat.epochs?"),
+    "a field of train": (["--base", "base", "--data", "talks.jsonl", "--lr", "2"], "did you mean --optim.lr?"),
+    "a wrong rank": (["--base", "base", "--data", "talks.jsonl", "--method", "lora", "--lora.rank", "0"], "lora.rank=0 must be 1 or more"),
+    "a recipe of train": (["--recipe", "smoke"], "recipe of tinygpt train"),
+    "no such recipe": (["--recipe", "alpacca"], "did you mean alpaca?"),
+    "something is there": (["--base", "base", "--data", "talks.jsonl", "--run.out_dir", "run"], "exists"),
+    "two recipes": (["--resume", "run", "--recipe", "alpaca"], "leave out --recipe"),
+    "another rate on the way": (["--resume", "run", "--optim.lr", "1"], "optim.lr was"),
+    "another method on the way": (["--resume", "run", "--method", "lora"], "method was"),
+    "a run of train": (["--resume", "base"], "is a run of tinygpt train"),
+    "another base": (["--resume", "small", "--base", "other"], "small"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line(case, here, capsys):
+    argv, said = REFUSED[case]
+    before = everything(here)
+    code = main(["finetune", *argv])
+    check(code, *capsys.readouterr(), said)
+    changed = {name for name, content in everything(here).items() if before.get(name) != content and not name.endswith(".lock")}
+    assert not changed, "something was written"
+
+
+def test_an_adapter_for_another_base_is_refused(here, capsys):
+    shutil.rmtree(here / "base")
+    shutil.copytree(here / "other", here / "base")
+    code = main(["generate", "small", "--prompt", "5?"])
+    check(code, *capsys.readouterr(), "base")
+
+
+def test_train_does_not_go_on_with_it(here, capsys):
+    check(main(["train", "--resume", "run"]), *capsys.readouterr(), "tinygpt finetune --resume run")
+
+
+def test_the_exam(here, capsys):
+    from tinygpt.marking import write_questions
+
+    write_questions("mine", n_train=4, n_val=4, n_held=3, seed=1)
+    assert main(["evaluate", "run", "--questions", "mine/held_out.jsonl"]) == 0
+    out = capsys.readouterr().out
+    assert "new wordings" in out and "new facts" in out
+    check(main(["evaluate", "run", "--questions", "talks.jsonl"]), *capsys.readouterr(), "talks.jsonl: holds no questions")
