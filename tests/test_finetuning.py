@@ -106,9 +106,11 @@ def test_refused_in_one_line(case, here, capsys):
 
 
 def test_an_adapter_for_another_base_is_refused(here, capsys):
+    assert main(["finetune", *QUICK, "--run.out_dir", "mine", "--method", "lora", "--no_samples"]) == 0
+    capsys.readouterr()
     shutil.rmtree(here / "base")
     shutil.copytree(here / "other", here / "base")
-    code = main(["generate", "small", "--prompt", "5?"])
+    code = main(["generate", "mine", "--prompt", "5?"])
     check(code, *capsys.readouterr(), "base")
 
 
