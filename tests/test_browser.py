@@ -132,6 +132,18 @@ def test_a_saved_page_answers_to_keys_in_light_and_dark_wide_and_narrow(page, ev
     assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")  # nothing is cut off either
 
 
+def test_what_changes_out_of_sight_is_drawn_when_it_is_seen_again(page, every, tmp_path):
+    "JupyterLab takes cells out of the page while they are not in view."
+    opened(page, every["sampling"], tmp_path)
+    page.evaluate("() => { document.body.style.display = 'none'; document.body.dataset.jpThemeLight = 'false'; }")
+    page.wait_for_function("document.querySelector('.tgx').dataset.theme === 'dark'")
+    page.set_viewport_size({"width": 400, "height": 700})
+    page.evaluate("document.body.style.display = ''")
+    page.wait_for_selector(".tgx-narrow")
+    page.set_viewport_size({"width": 1000, "height": 700})
+    page.wait_for_selector(".tgx:not(.tgx-narrow)")
+
+
 def test_heads_are_chosen_with_arrows_and_tokens_with_the_mouse(page, every, tmp_path):
     opened(page, every["attention"], tmp_path)
     page.focus(".tgx-thumb[aria-pressed=true]")

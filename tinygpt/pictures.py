@@ -93,7 +93,7 @@ def style(
         elif mine and not line.startswith("/*"): wanted.append(line)
     return "\n".join(wanted)
 
-# %% ../nbs/21b_pictures.ipynb #6b291fea
+# %% ../nbs/21b_pictures.ipynb #08ecd721
 def to_html(
     kind: str, # of an explorer, such as "attention"
     data: dict, # what it draws, for JSON
@@ -101,7 +101,8 @@ def to_html(
     summary: str, # one sentence, for where no script runs
 ) -> str: # a <div> that needs nothing else
     "A picture that lives on any page, without kernel or network. Raises ValueError for NaN and infinity."
-    payload = json.dumps({"kind": kind, "data": data, "state": state}, separators=(",", ":"), allow_nan=False)
+    try: payload = json.dumps({"kind": kind, "data": data, "state": state}, separators=(",", ":"), allow_nan=False)
+    except ValueError: raise ValueError(f"to_html: the {kind} data holds NaN or infinity, which JSON has not; leave them out") from None
     name = sha256(payload.encode()).hexdigest()[:12]
     safe = payload.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026") # no tag can begin or end
     return (f'<div data-tgx="{name}"><style>{style(kind)}</style><script type="application/json">{safe}</script>'

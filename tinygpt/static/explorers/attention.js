@@ -119,7 +119,7 @@ KINDS.attention = (ui) => {
     legend.replaceChildren(
       h("span", {class: "tgx-key tgx-blue"}, "what the token looks at"),
       h("span", {class: "tgx-key tgx-orange"}, "who looks at the token"),
-      h("span", {class: "tgx-note"}, show === "weights" ? "Darker: more weight. Each row sums to 100 %." : "Orange: high score. Blue: low score, below zero."),
+      h("span", {class: "tgx-note"}, show === "weights" ? `${ui.root.dataset.theme === "dark" ? "Brighter" : "Darker"}: more weight. Each row sums to 100 %.` : "Orange: high score. Blue: low score, below zero."),
       ...(window || docs ? [h("span", {class: "tgx-note"}, `Grey: hidden by the ${[window && `window of ${window}`, docs && "document mask"].filter(Boolean).join(" and the ")}.`)] : []));
 
     // Arcs on the left of the tokens: upwards to what the token looks at, downwards to who looks at it.

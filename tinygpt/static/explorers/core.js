@@ -126,21 +126,22 @@ function mount({el, kind, data, state, onchange}) {
       draw();
     },
     get paint() { return PAINT[root.dataset.theme]; },
-    get width() { return Math.floor(root.clientWidth - 2 * parseFloat(getComputedStyle(root).paddingLeft)) || 640; },
+    get width() { return root.clientWidth ? Math.floor(root.clientWidth - 2 * parseFloat(getComputedStyle(root).paddingLeft)) : 640; },
   };
   const theme = () => (root.dataset.theme = isDark(el) ? "dark" : "light");
   el.replaceChildren(root);
   theme();
-  let paint;
+  let paint, width = 0; // as it was drawn last
   const build = () => { root.replaceChildren(); paint = KINDS[kind](ui); draw(); };
-  const draw = () => paint(ui.state);
+  const draw = () => { width = root.clientWidth; paint(ui.state); };
   build();
   const onTheme = () => { const before = root.dataset.theme; if (theme() !== before) draw(); };
   const watcher = new MutationObserver(onTheme), system = matchMedia("(prefers-color-scheme: dark)");
   for (const at of [document.body, document.documentElement]) watcher.observe(at, {attributes: true});
   system.addEventListener("change", onTheme);
-  let width = root.clientWidth;
-  const sizes = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
+  const sizes = new ResizeObserver(() => { // a cell out of sight has no width: what it shows can wait
+    if (![0, width].includes(root.clientWidth)) draw();
+  });
   sizes.observe(root);
   return {
     update(patch = {}, data = null) {
