@@ -70,7 +70,7 @@ def sentence_panels(model: GPT, tokenizer: Tokenizer) -> list[str]:
     )
     n = len(ids) - 1
     return [
-        panel("Text becomes tokens", f'<p class="tokens cut">{cut}</p>', f"{n} of the {tokenizer.vocab_size:,} tokens that the book's own tokenizer has learned."),
+        panel("Text becomes tokens", f'<p class="tokens cut">{cut}</p>', f"{n} tokens, from the {tokenizer.vocab_size:,} that the book's own tokenizer has learned."),
         panel("A token looks back", f'<p class="tokens">{seen}</p>', f"Where head {HEAD + 1} of layer {LAYER + 1} looks from the last word, “the”: the stronger the shade, the more."),
         panel("And says what comes next", f'<ol class="bars">{bars}</ol>', "The chances of the next word. Tom is at the river; the garden is where Mia stands."),
     ]  # fmt: skip
