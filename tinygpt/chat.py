@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Memory', 'fit', 'Transcript', 'Chat', 'write_reply']
 
-# %% ../nbs/16d_chat.ipynb #da76354e
+# %% ../nbs/16d_chat.ipynb #1328e16d
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from .attention import check
 from .cache import cache_for
 from .conversations import ChatTemplate, find_template, guess_template
 from .decode import step_for
@@ -128,12 +129,11 @@ class Transcript:
         del self.messages[self.system is not None :]
         self.n_forgotten = 0
 
-# %% ../nbs/16d_chat.ipynb #4f84ad64
+# %% ../nbs/16d_chat.ipynb #6804cab5
 class Chat(Transcript):
-    """A conversation with a model. `say` streams the reply; only what is new is read.
+    """A conversation with a model. `say` streams the reply; only what is new is read; what is oldest is forgotten, see `fit`.
 
-    In a full context the oldest turns are forgotten, see `fit`. Raises ValueError for a tokenizer that lacks the template's
-    tokens, for settings out of their range, and for a message that does not fit by itself."""
+    Raises ValueError for a tokenizer without the template's tokens, settings out of range, and a message that does not fit."""
 
     def __init__(self,
         model: GPT,
@@ -147,13 +147,11 @@ class Chat(Transcript):
         **sampling, # the fields of `Sampling`
     ):
         chosen = guess_template(tokenizer) if template is None else find_template(template)
-        if chosen is None:
-            raise ValueError("chat: the tokenizer has no tokens for turns; name the template that the model has learned")
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"chat: max_new_tokens={max_new_tokens} is below 1; give the longest reply")
+        check(chosen is not None, "chat", "the tokenizer", "has no tokens for turns", "name the template that the model has learned")
+        check(max_new_tokens is None or max_new_tokens >= 1, "chat", f"max_new_tokens={max_new_tokens}", "is below 1", "give the longest reply")
         self.model, self.tokenizer, self.template, self.max_new_tokens = model, tokenizer, chosen, max_new_tokens
-        own = [stop_strings] if isinstance(stop_strings, str) else stop_strings
-        self.stops, self.stop_strings = set(chosen.stop(tokenizer)), [*chosen.stop_strings, *own]
+        self.stops, own = set(chosen.stop(tokenizer)), [stop_strings] if isinstance(stop_strings, str) else stop_strings
+        self.stop_strings = [*chosen.stop_strings, *own]
         SafeText(self.stop_strings) # raises
         self.sampling = Sampling(**sampling) # may be replaced between two turns
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -163,9 +161,7 @@ class Chat(Transcript):
 
     def settle(self) -> None:
         "A reply that was left half-way is over."
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        if self.writer is not None: self.writer.close()
         super().settle()
 
     def say(self, text: str) -> Iterator[str]: # the reply, in pieces that are never empty
@@ -187,8 +183,7 @@ class Chat(Transcript):
     def edit(self, i: int, text: str) -> Iterator[str]: # the new reply; nothing where no question is changed
         "Change message i and forget what came after it; a question is answered anew. Raises ValueError for no such message."
         self.settle()
-        if not 0 <= i < len(self.messages):
-            raise ValueError(f"chat: edit({i}) names none of {len(self.messages)} messages; count from 0")
+        check(0 <= i < len(self.messages), "chat", f"edit({i})", f"names none of {len(self.messages)} messages", "count from 0")
         role, before = self.messages[i]["role"], self.messages[i:]
         self.messages[i:] = [] if role == "user" else [{"role": role, "content": text}]
         try:

@@ -104,7 +104,7 @@ def action(says: str, usage: str = "", name: str = "") -> Callable: # a decorato
         return do
     return add
 
-# %% ../nbs/23e_chatting.ipynb #358c4790
+# %% ../nbs/23e_chatting.ipynb #2bdf1b59
 @action("this list")
 def _help(console: Console, rest: str) -> None:
     for name, one in ACTIONS.items():
@@ -157,7 +157,7 @@ def _system(console: Console, rest: str) -> None:
         console.chat.system = None if rest == "off" else rest
     remark(f"told before all else: {console.chat.system or 'nothing'}")
 
-
+# %% ../nbs/23e_chatting.ipynb #810b225c
 @action("add the conversation to a file of JSON lines, fit for fine-tuning", "FILE.jsonl")
 def _save(console: Console, rest: str) -> None:
     if not rest.endswith(".jsonl"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .data import HubDataset, load_rows, look_up
-from .tokenizer import EOT, Tokenizer
+from .tokenizer import EOT, Tokenizer, read_file
 from .worlds import shipped
 
 # %% ../nbs/16b_conversations.ipynb #0c3fd454
@@ -61,11 +61,10 @@ class Turn(NamedTuple):
     end: str # after an assistant's words the model must learn to write this
     gap: str = "" # stands before the next turn, and is not learned
 
-# %% ../nbs/16b_conversations.ipynb #a9f9a6a0
+# %% ../nbs/16b_conversations.ipynb #280e93e4
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
     """How a conversation is written down. Only the template writes control tokens: content is always plain text.
-
     Raises ValueError for messages that are none, and for a tokenizer without the special tokens it needs."""
     name: str
     special_tokens: tuple[str, ...] # that the tokenizer must know
@@ -230,7 +229,7 @@ def read_records(path: Path) -> Iterator[tuple[str, Mapping]]: # where it stands
         raise ValueError(f"conversations: {path} is not .json or .jsonl; give one of these")
     lines = path.suffix != ".json"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = "".join(read_file(path))
         for number, part in enumerate(text.split("\n") if lines else [text], 1):
             if not part.strip():
                 continue
@@ -238,14 +237,12 @@ def read_records(path: Path) -> Iterator[tuple[str, Mapping]]: # where it stands
             if lines:
                 yield f"{path}, line {number}", found
             elif not isinstance(found, list):
-                raise ValueError("it holds no list of records")
+                raise ValueError(f"conversations: {path} holds no list of records; put them between [ and ]")
             else:
                 yield from ((f"{path}, record {i}", row) for i, row in enumerate(found, 1))
     except json.JSONDecodeError as error:
         place = f"line {number if lines else error.lineno}"
         raise ValueError(f"conversations: {path}, {place} is not JSON ({error.msg}); mend it") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"conversations: {path} is not UTF-8 text (byte {error.start}); convert it") from None
 
 def choose_split(splits: Mapping, split: str, name: str):
     "One of several. Raises ValueError, with the names there are."
