@@ -262,7 +262,7 @@ def read_questions(
                       for question, answer, check in zip(said[::2], said[1::2], entry["checks"], strict=True)])
     return talks
 
-# %% ../nbs/16a_marking.ipynb #b20035c7
+# %% ../nbs/16a_marking.ipynb #7ce45364
 class Mark(NamedTuple):
     "How many questions of a kind were answered right, and between which shares the truth lies, 19 times out of 20."
     kind: str
@@ -292,6 +292,6 @@ def mark(
         if not results: continue
         n, p = len(results), sum(results) / len(results)
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+        low, high = (min(max((middle + sign * half) / (1 + z * z / n), 0.0), 1.0) for sign in (-1, 1))
         marks.append(Mark(name, n_facts, n, sum(results), low, high))
     return marks
