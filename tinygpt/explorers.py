@@ -324,7 +324,7 @@ class CacheExplorer(Explorer):
     def summary(self) -> str:
         return f"{self.data['title']}: {self.length:,} tokens take {self.n_bytes:,} bytes."
 
-# %% ../nbs/22_explorers.ipynb #d633c005
+# %% ../nbs/22_explorers.ipynb #fbf3d0ca
 class TrainingMonitor(Explorer, Progress):
     """A run over its rungs: a finished one, replayed, or one that goes on, as a `Progress` for `train`.
 
@@ -372,6 +372,7 @@ class TrainingMonitor(Explorer, Progress):
         self.refresh()
 
     def end(self) -> None:
+        self.said = ""
         self.refresh()
         if self.shown is not None: # what the notebook stores is the whole run, not the empty beginning
             bundle, metadata = self._repr_mimebundle_()

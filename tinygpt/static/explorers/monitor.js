@@ -35,12 +35,11 @@ KINDS.monitor = (ui) => {
       ...(rungs ? [" · floor ", h("b", {}, rungs.floor.toFixed(3))] : []), ...(now.tokens_per_s ? [` · ${short(now.tokens_per_s)} tokens/s`] : [])] : ["waiting for the first step"]));
     const two = W > 620, width = two ? Math.floor(W / 2) - 8 : W;
     plots.replaceChildren(...(bits.length ? [
-      chart({width: W, height: 240, x, y: {min: Math.min(...bits) * 0.94, max: Math.min(Math.max(...bits), high * 1.25) * 1.04, log: true, label: "bits per byte"}, rules: names, lines: [{points: line("bits_per_byte"), class: "tgx-thin"}, {points: line("val_bits_per_byte", checks), class: "tgx-warm"}],
+      chart({width: W, height: 240, x, y: {min: Math.min(...bits) * 0.94, max: Math.min(Math.max(...bits), high * 4) * 1.04, log: true, label: "bits per byte"}, rules: names, lines: [{points: line("bits_per_byte"), class: "tgx-thin"}, {points: line("val_bits_per_byte", checks), class: "tgx-warm"}],
         dots: checks.map((row) => ({x: row.step, y: row.val_bits_per_byte, class: "tgx-warm-dot", r: 2.6})), now: at < end ? at : null, label: "loss over its rungs"}),
       h("div", {class: "tgx-legend tgx-inline"}, h("span", {class: "tgx-key tgx-blue"}, "training"), h("span", {class: "tgx-key tgx-orange"}, "validation")),
-      h("div", {class: "tgx-plots"},
-        chart({width, height: 120, x: {...x, label: "step"}, y: {min: 0, max: Math.max(...column("lr"), 1e-9) * 1.1, label: "learning rate"}, lines: [{points: line("lr")}], label: "learning rate"}),
-        chart({width, height: 120, x: {...x, label: "step"}, y: {min: 0, max: Math.max(...column("grad_norm"), 1e-9) * 1.1, label: "length of the gradient"}, lines: [{points: line("grad_norm"), class: "tgx-thin"}], label: "length of the gradient"}))] : []));
+      h("div", {class: "tgx-plots"}, [["lr", "learning rate"], ["grad_norm", "length of the gradient"]].filter(([name]) => column(name).length).map(([name, label]) =>
+        chart({width, height: 120, x: {...x, label: "step"}, y: {min: 0, max: Math.max(...column(name)) * 1.1, label}, lines: [{points: line(name), class: name === "lr" ? "" : "tgx-thin"}], label})))] : []));
     const told = samples.filter((s) => s.step <= at).at(-1);
     sample.hidden = !told;
     if (told) sample.replaceChildren(h("span", {class: "tgx-note"}, `written at step ${told.step.toLocaleString("en")}: `), prose(told.text));
