@@ -226,6 +226,8 @@ def test_merged_models_quantize_and_quantized_models_take_adapters():
     model, ids = random_model(8), some_ids(random_model(8), 2, 20)
     plain = quantize(merge(shake(add_lora(copy.deepcopy(model), LoraConfig()))))
     assert not adapted(plain)
+    with pytest.raises(ValueError, match="was quantized after it was merged; unmerge the float model"):
+        unmerge(plain)
     small = quantize(model)
     before, right = base_weights(small), small(ids)
     add_lora(small, LoraConfig(rank=4, targets=("attention", "mlp")), tokens=[5])
@@ -382,7 +384,7 @@ def test_fingerprints():
     assert fingerprint(random_model(12, tie_embeddings=False), new) == fingerprint(other, new)
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(13))
 def test_files_that_are_refused(tmp_path, case):
     model = shake(add_lora(random_model(13, tie_embeddings=True), LoraConfig(targets=("q", "v")), tokens=[45]))
     folder = save_adapter(model, tmp_path / "a", base="a-base")
@@ -428,8 +430,11 @@ def test_files_that_are_refused(tmp_path, case):
             rule = "base_model.model.model.norm.weight is no part of LoRA that is known here"
         case 10:
             change(trainable_token_indices={"embed_tokens": [999]})
-            rule = "token 999 is beyond the .* of this model; make room with add_tokens first"
+            rule = r"tokens \[999\] are not among the \d+ of this model; make room with add_tokens first"
         case 11:
+            change(lora_alpha=None)
+            rule = "lora_alpha=None is no number"
+        case 12:
             base, rule = merge(model), "the model is merged; call unmerge"
     before = base_weights(base)
     with pytest.raises((ValueError, FileNotFoundError), match=rule) as error:
@@ -504,10 +509,12 @@ def test_a_run_packed_as_an_adapter(run, tmp_path):
     torch.testing.assert_close(tinygpt.load(packed)[0](ids), tinygpt.load(run)[0](ids), atol=2e-2, rtol=1e-2)  # halves
 
 
-def test_an_adapter_on_an_adapter(run, tmp_path):
-    above = finetune(tune(tmp_path, "above", base=str(run), steps=2))
+@pytest.mark.parametrize("template", ["tales", "chatml"])
+def test_an_adapter_on_an_adapter(run, tmp_path, template):
+    above = finetune(tune(tmp_path, "above", base=str(run), steps=2, template=template))
     model, _ = tinygpt.load(above)
     below, _ = tinygpt.load(run)
+    grow(below, model.cfg.vocab_size)
     unmerge(model)
     assert same(base_weights(model), dict(below.named_parameters()))
 

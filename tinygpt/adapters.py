@@ -113,7 +113,7 @@ def adapter_config(
         "trainable_token_indices": rows or None,
     }
 
-# %% ../nbs/17b_adapters.ipynb #b7c47468
+# %% ../nbs/17b_adapters.ipynb #f4ce5912
 def save_adapter(
     model: GPT,
     out_dir: str | Path, # must not exist yet
@@ -136,12 +136,13 @@ def save_adapter(
     with whole_directory(out_dir) as part:
         text = json.dumps(adapter_config(model, name, base), indent=2)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        (part / "adapter_model.safetensors").touch() # with the rights that a new file has here
         save_file(adapter_tensors(model, name), part / "adapter_model.safetensors",
                   {"format": "pt", "base_fingerprint": fingerprint(model, sorted(tokens))})
         if tokenizer is not None: tokenizer.save(part / "tokenizer.json")
     return out_dir
 
-# %% ../nbs/17b_adapters.ipynb #da66071d
+# %% ../nbs/17b_adapters.ipynb #d4391566
 def read_adapter(
     folder: str | Path, # holds adapter_config.json and adapter_model.safetensors
 ) -> tuple[dict, dict[str, Tensor], str | None]: # configuration, tensors, the base's fingerprint if it is known
@@ -155,6 +156,8 @@ def read_adapter(
         raise ValueError(f"{folder}: adapter_config.json is damaged ({error}); fetch it again") from None
     kind = config.get("peft_type") if isinstance(config, dict) else None
     check(kind == "LORA", f"{folder}", f"peft_type={kind!r}", "is not LORA", "give a LoRA adapter")
+    alpha = config.get("lora_alpha")
+    check(isinstance(alpha, int | float), f"{folder}", f"lora_alpha={alpha!r}", "is no number", "fetch the adapter again")
     for field, wanted in (("bias", "none"), ("use_dora", False), ("fan_in_fan_out", False), ("modules_to_save", None)):
         check(config.get(field, wanted) in (wanted, []), f"{folder}", f"{field}={config.get(field)!r}",
               "cannot be built here", f"make an adapter with {field}={wanted!r}")
@@ -165,7 +168,7 @@ def read_adapter(
     except SafetensorError as error:
         raise ValueError(f"{folder}: adapter_model.safetensors is damaged ({error}); fetch it again") from None
 
-# %% ../nbs/17b_adapters.ipynb #3ced3f2e
+# %% ../nbs/17b_adapters.ipynb #cbe879eb
 def _scale(config: dict, path: str, rank: int) -> float:
     "alpha / rank of one layer, as PEFT finds it: patterns go before the common value."
     alpha = next((value for pattern, value in (config.get("alpha_pattern") or {}).items()
@@ -193,7 +196,8 @@ def build_updates(
         N, K = layers[path].weight.shape
         if "token_adapter" in parts:
             ids, t = rows.get(theirs.split(".")[-1], []), parts["token_adapter"]
-            check(max(ids, default=0) < N, where, f"token {max(ids, default=0)}", f"is beyond the {N} of this model",
+            beyond = [i for i in ids if not 0 <= i < N]
+            check(not beyond, where, f"tokens {beyond}", f"are not among the {N} of this model",
                   "make room with add_tokens first")
             check(t.shape == (len(ids), K), where, f"{theirs} of shape {tuple(t.shape)}", f"is not {(len(ids), K)}", home)
             updates[path] = TokenRows(ids, N, K)
@@ -261,7 +265,7 @@ def settle(model: GPT) -> None: # changed in place
     "From now on the adapter that is merged is a part of the base: others may come on top."
     if getattr(model, "merged", None): model.under = [*getattr(model, "under", []), model.__dict__.pop("merged")]
 
-# %% ../nbs/17b_adapters.ipynb #ef7483a8
+# %% ../nbs/17b_adapters.ipynb #a81f09b6
 def open_adapter(
     facts: dict, # what a checkpoint says of its adapter
 ) -> GPT: # the base, and beside it adapters that know nothing yet
@@ -282,8 +286,9 @@ class LoRA(SFT):
         "Adapters on the layers that the configuration names, and rows for the tokens of the template."
         tokens = sorted(tokenizer.special_tokens[name] for name in find_template(config.chat.template).special_tokens)
         settle(model)
+        as_stored = open_base(config.base)[0] if new_ids else model
         model.adapter = {
-            "base": config.base, "fingerprint": fingerprint(model, tokens), "tokens": tokens,
+            "base": config.base, "fingerprint": fingerprint(as_stored, tokens), "tokens": tokens,
             "vocab_size": model.cfg.vocab_size,
             "lora": asdict(config.lora) | {"targets": list(config.lora.targets)}, # a list, as in JSON
         }

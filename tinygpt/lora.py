@@ -196,7 +196,7 @@ def set_adapter(
         m.active = name
         for key, update in m.adapters.items(): update.requires_grad_(key == name)
 
-# %% ../nbs/17_lora.ipynb #fd77a7d3
+# %% ../nbs/17_lora.ipynb #fb462e49
 def add_updates(
     model: GPT, # changed in place: its own weights no longer train
     name: str, # of the adapter
@@ -239,10 +239,10 @@ def add_lora(
         tables = ["embed"] if model.cfg.tie_embeddings else ["embed", "head"]
         both = set(tables) & set(updates)
         check(not both, "add_lora", "target 'head'", "has rows of tokens to train", "leave one of them out")
-        updates |= {path: TokenRows(list(tokens), V, C) for path in tables}
+        updates |= {path: TokenRows(list(dict.fromkeys(tokens)), V, C) for path in tables}
     return add_updates(model, name, updates)
 
-# %% ../nbs/17_lora.ipynb #0270ae56
+# %% ../nbs/17_lora.ipynb #4e03e586
 @torch.no_grad()
 def merge(
     model: GPT, # changed in place
@@ -271,6 +271,8 @@ def unmerge(
 
     Raises ValueError if the model is not merged."""
     check(getattr(model, "merged", None), "unmerge", "the model", "is not merged", "call merge(model) first")
+    few = any(isinstance(model.get_submodule(path), Quantized) for path in model.merged["before"])
+    check(not few, "unmerge", "the model", "was quantized after it was merged", "unmerge the float model")
     merged = model.__dict__.pop("merged")
     model.requires_grad_(False)
     for path, w in merged["before"].items(): model.get_submodule(path).weight.copy_(w)
