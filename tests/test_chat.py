@@ -396,14 +396,14 @@ def test_no_tales_but_for_their_model(typed):
 
 
 class Terminal:
-    "A command in a terminal of its own: wait for what it shows, type, and no more than a minute of all that."
+    "A command in a terminal of its own: wait for what it shows, type, and no more than two minutes of all that."
 
     def __init__(self, command: list[str], folder):
         import fcntl
         import pty
         import termios
 
-        self.screen, (self.master, slave), self.deadline = "", pty.openpty(), time.monotonic() + 60
+        self.screen, (self.master, slave), self.deadline = "", pty.openpty(), time.monotonic() + 120
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=os.environ | {"TERM": "xterm"}, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is a signal
@@ -458,7 +458,7 @@ def test_ctrl_c_on_a_terminal_keeps_what_was_said(folder):
         one.type("\x03")
         one.wait(lambda screen: screen.count("> ") >= 2)
         one.type("/save b.jsonl\n")
-        one.wait(lambda screen: "messages added" in screen)
+        one.wait(lambda screen: "> " in screen.partition("messages added")[2])
         one.type("\x04")
     finally:
         assert one.end() == 0, one.screen
