@@ -196,7 +196,7 @@ def set_adapter(
         m.active = name
         for key, update in m.adapters.items(): update.requires_grad_(key == name)
 
-# %% ../nbs/17_lora.ipynb #fb462e49
+# %% ../nbs/17_lora.ipynb #ea64b5c3
 def add_updates(
     model: GPT, # changed in place: its own weights no longer train
     name: str, # of the adapter
@@ -204,8 +204,6 @@ def add_updates(
 ) -> GPT: # the same model
     "Put updates beside layers, as an adapter that is at work."
     model.requires_grad_(False)
-    for m in model.modules():
-        if isinstance(m, Quantized): m.frozen = True # the rest of the model may train
     for path, update in updates.items():
         layer = model.get_submodule(path)
         if not isinstance(layer, LoraLinear):
