@@ -2,7 +2,7 @@
 
     python bench/generation.py                     # both sizes; minutes
     python bench/generation.py --quick             # seconds: does it run, are the texts equal?
-    python bench/generation.py --sizes small --compile
+    python bench/generation.py --sizes small --compile           # transformers' compiled step as well (we have none)
 
 A Llama with random weights is made by transformers and read by `from_hf`. Everybody gets the same prompts and writes
 greedily; the texts must be equal. Random weights now and then score two tokens alike to the last bits, and then two
@@ -168,18 +168,18 @@ PRODUCTS = {  # operator -> which inputs are the rows and the matrix
 CHOICE = ("aten::argmax", "aten::amax", "aten::max", "aten::topk", "aten::_local_scalar_dense")
 
 
-def kind_of(op: str, shapes: list[list[int]], n_tokens: int, n_prompt: int, cfg) -> str | None:
+def kind_of(op: str, shapes: list[list[int]], batch: int, cfg) -> str | None:
     "The part of a step that an operator belongs to, by its name and its inputs' shapes; None: the rest, or the prompt."
     if op in PRODUCTS:
         rows, matrix = (shapes[i] for i in PRODUCTS[op])
-        if n_prompt > 1 and n_tokens in rows[:-1]:
-            return None  # as many rows as the prompts have tokens
-        if min(matrix[-2:]) <= cfg.head_width:  # a rotation, a sum of squares, or queries and keys, weights and values
-            return "attention" if cfg.head_width in matrix[-2:] and len({*matrix[-2:]}) == 2 else None
+        if min(matrix[-2:]) <= cfg.head_width:  # queries and keys, weights and values; or a rotation, a sum of squares
+            return "attention" if cfg.head_width in matrix[-2:] and matrix[-1] != matrix[-2] else None
+        if rows[-2] > batch:
+            return None  # the prompts' tokens
         pieces = matrix[0] if len(matrix) == 3 else 1  # each thread has one
         return "head" if cfg.vocab_size in (*matrix, pieces * matrix[-1]) else "matrices"
     if op.startswith("aten::_scaled_dot_product") or op == "aten::_softmax":
-        return None if n_prompt > 1 and n_prompt == shapes[0][-2] else "attention"
+        return "attention" if shapes[0][-2] <= cfg.n_heads else None  # more queries: a prompt
     return "choice" if op in CHOICE else None
 
 
@@ -189,7 +189,7 @@ def where(write: Write, ids: Tensor, n_new: int, timing: Timing, cfg) -> dict[st
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as watched:
         write(ids, 1 + n_steps)
     for event in watched.events():
-        kind = kind_of(event.name, event.input_shapes, ids.numel(), ids.shape[1], cfg)
+        kind = kind_of(event.name, event.input_shapes, len(ids), cfg)
         if kind:
             groups.setdefault((kind, event.name, str(event.input_shapes)), []).append(event.self_cpu_time_total / 1e6)
     out = dict.fromkeys(PARTS, 0.0)

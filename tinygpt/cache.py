@@ -208,7 +208,7 @@ class KVCache(Slots):
         return (f"KVCache({len(self.k)} layers, {B} rows, {K} heads of {D}, {S} {kind}slots, "
                 f"{self.length} of {self.max_len} tokens, {self.n_bytes:,} bytes)")
 
-# %% ../nbs/13_cache.ipynb #8e0fd8d1
+# %% ../nbs/13_cache.ipynb #b0d2dc95
 def slots_of(
     ids: Tensor, # (n, L) texts, each from place 0 on
     cache: KVCache, # whose pads say how far each is pushed to the right
@@ -235,7 +235,7 @@ PIECE = 4096 # tokens of all rows together that are read at a time: more do not 
 def remember(
     model: GPT,
     limit: int | None, # how many tokens the model can look at
-    chunk_len: int = 512, # tokens of the prompts that are read at a time, per row
+    chunk_len: int = 512, # the most tokens of a prompt that are read at a time
     make_step: Callable | None = None, # (model, cache) -> (ids (n, 1) -> logits (n, 1, V)): a quicker way, chapter 13b
 ) -> Read:
     """A reader for `decode_steps` that reads every token once; past `limit` it is `reread`.

@@ -346,7 +346,7 @@ def decodable(model) -> bool:
     return not any(m._forward_hooks or m._forward_pre_hooks or {"forward", "attend"} & vars(m).keys()
                    for m in model.modules())
 
-# %% ../nbs/13b_decode.ipynb #4174c484
+# %% ../nbs/13b_decode.ipynb #f3653715
 def step_for(model: GPT, cache: KVCache) -> Callable: # ids (B, T) -> logits (B, T, V)
     "The quickest step: a `DecodeStep` where it knows the model's parts, else the model itself."
     return DecodeStep(model, cache) if decodable(model) else partial(model, cache=cache)
@@ -354,7 +354,7 @@ def step_for(model: GPT, cache: KVCache) -> Callable: # ids (B, T) -> logits (B,
 def fast_reader(
     model: GPT,
     limit: int | None, # how many tokens the model can look at
-    chunk_len: int = 512, # tokens of the prompts that are read at a time, per row
+    chunk_len: int = 512, # the most tokens of a prompt that are read at a time
 ) -> Read:
     "The quickest reader for `decode_steps`: `remember` with the quickest step."
     return remember(model, limit, chunk_len, step_for)

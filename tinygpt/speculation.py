@@ -138,7 +138,7 @@ class Rules:
         "What each row's token is drawn from."
         return distribution(self.penalized(logits, ahead), self.sampling)
 
-# %% ../nbs/15_speculation.ipynb #6a211792
+# %% ../nbs/15_speculation.ipynb #3c3b8c35
 class Drafter(Protocol):
     "Whatever guesses how a text goes on."
 
@@ -157,7 +157,7 @@ class ModelDraft:
     def __init__(
         self,
         reader: Follower,  # of the smaller model; it begins a new text
-        sure: float = 0.3,  # a greedy draft ends after a token to which the model gave less
+        sure: float = 0.2,  # a greedy draft ends after a token to which the model gave less
     ):
         self.reader, self.sure = reader, sure
         reader.cache.truncate(0)
