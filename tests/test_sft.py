@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import islice
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_real_conversations_end_to_end(name, real_text, tmp_path, capsys):
     n = len(data) + data.facts["n_dropped"] + len(open_chat_data(run / "data/val.safetensors"))
     assert abs(n - len(records)) <= open_chat_data(run / "data/val.safetensors").facts["n_dropped"]
     losses = [row["val_loss"] for row in read_metrics(run) if "val_loss" in row]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] and losses[-1] < 0.75 * math.log(tokenizer.vocab_size)  # where it began
     said = "".join(Chat(model, tokenizer, find_template(template), max_new_tokens=8, seed=0).say("How are you?"))
     assert isinstance(said, str)
     ids, mask = data.conversation(0)
@@ -203,7 +204,7 @@ def test_packing_loses_nothing(seed):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_added_tokens(tied):
+def test_added_tokens(tied, tmp_path):
     tokenizer = ByteTokenizer()
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, context_length=32, d_model=16, n_layers=1, n_heads=2, tie_embeddings=tied))
@@ -217,7 +218,7 @@ def test_added_tokens(tied):
     rows = wider.embed.weight[257:]
     assert not torch.equal(rows[0], rows[1])
     torch.testing.assert_close(rows.mean(0), wider.embed.weight[:257].mean(0), atol=0.2 * model.embed.weight.std().item(), rtol=0)
-    again = load_tokenizer(known.save(Path(__import__("tempfile").mkdtemp())))
+    again = load_tokenizer(known.save(tmp_path))
     assert again.fingerprint == known.fingerprint and known.encode("<|a|>") == tokenizer.encode("<|a|>")
 
 
