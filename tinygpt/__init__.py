@@ -24,7 +24,7 @@ _HOMES = {
     "sft": ["TuneConfig", "add_tokens", "finetune"],
     "chat": ["Chat"],
     "lora": ["add_lora", "merge", "set_adapter", "unmerge"],
-    "adapters": ["load_adapter", "save_adapter"],
+    "adapters": ["load_adapter", "open_model", "save_adapter"],
     "interop": ["from_hf"],
     "explorers": ["AttentionExplorer", "CacheExplorer", "LossMaskView", "RopeExplorer", "SamplingExplorer",
                   "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
