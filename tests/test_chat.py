@@ -7,6 +7,7 @@ import json
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -403,10 +404,14 @@ class Terminal:
         import pty
         import termios
 
+        def own_terminal():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal ...
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ... also where a shell runs the tests in the background
+
         self.screen, (self.master, slave), self.deadline = "", pty.openpty(), time.monotonic() + 120
         self.child = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=os.environ | {"TERM": "xterm"}, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is a signal
+            preexec_fn=own_terminal)
         os.close(slave)
 
     def wait(self, until) -> None:
