@@ -41,6 +41,9 @@ def validation_text(
     "What a model was validated on: the tokens in its run, else (a shipped one has none) the corpus by its name."
     if config.data.source in shipped_names() and not (chosen.run / "data").is_dir():
         return config.data.source
+    if not (chosen.run / "data").is_dir() and not Path(config.data.source).exists():
+        raise FileNotFoundError(f"evaluate: {chosen.name} was validated on a part of {config.data.source}, which is not here; "
+                                f"name a text: tinygpt evaluate {chosen.name} TEXT")
     return run_data(chosen.run, config, tokenizer)[1]
 
 
