@@ -933,7 +933,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'tinygpt.sft.SFT.to_bits': ('nbs/sft.html#sft.to_bits', 'tinygpt/sft.py'),
                              'tinygpt.sft.TuneConfig': ('nbs/sft.html#tuneconfig', 'tinygpt/sft.py'),
                              'tinygpt.sft.TuneConfig.__post_init__': ('nbs/sft.html#tuneconfig.__post_init__', 'tinygpt/sft.py'),
-                             'tinygpt.sft._check': ('nbs/sft.html#_check', 'tinygpt/sft.py'),
                              'tinygpt.sft.add_tokens': ('nbs/sft.html#add_tokens', 'tinygpt/sft.py'),
                              'tinygpt.sft.bits_per_byte_per_nat': ('nbs/sft.html#bits_per_byte_per_nat', 'tinygpt/sft.py'),
                              'tinygpt.sft.encode_chats': ('nbs/sft.html#encode_chats', 'tinygpt/sft.py'),

@@ -34,7 +34,7 @@ from .data import Batch, WholeDocuments, permutation
 from .machine import compiled_loss, describe_needs, fit_machine, pick_device
 from .model import GPT
 from .optim import make_optimizer
-from .runs import DataConfig, OptimConfig, RunConfig, TrainConfig, find_checkpoint, load, shipped_models
+from .runs import DataConfig, OptimConfig, RunConfig, TrainConfig, _check, find_checkpoint, load, shipped_models
 from .tokenizer import Tokenizer
 from .training import TASKS, Progress, Run, train
 
@@ -299,13 +299,6 @@ def bits_per_byte_per_nat(data: ChatData) -> float:
     return data.n_targets / max(1, data.n_text_bytes) / math.log(2)
 
 # %% ../nbs/16c_sft.ipynb #bc17b654
-def _check(config, **rules: tuple[bool, str]) -> None:
-    "Raises ValueError for the first field whose rule does not hold."
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise ValueError(f"{type(config).__name__}: {name}={getattr(config, name)!r} {rule}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
     "What a model learns to answer. Raises ValueError for a value out of its range."
