@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,3 +37,12 @@ def real_text() -> Path:
     if not folder.is_dir():
         pytest.skip("no real text here: set TINYGPT_TEST_DATA to a folder that holds it")
     return folder
+
+
+@pytest.fixture
+def here(begun, tmp_path, monkeypatch) -> Path:
+    "Where the test works: a copy, to be spoiled, of the folder that its file has made in a fixture `begun`."
+    shutil.copytree(begun, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("TINYGPT_DEBUG", raising=False)
+    return tmp_path / "work"

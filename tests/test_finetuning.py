@@ -40,15 +40,6 @@ def begun(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(begun, tmp_path, monkeypatch) -> Path:
-    "A copy of it, to be spoiled."
-    shutil.copytree(begun, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv("TINYGPT_DEBUG", raising=False)
-    return tmp_path / "work"
-
-
 def test_a_run_is_used_like_any_other(here, capsys):
     model, tokenizer = load("run")
     assert read_run_config(Path("run")).chat.template == "tales" and model.cfg.vocab_size == tokenizer.vocab_size == 261

@@ -33,15 +33,6 @@ def begun(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(begun, tmp_path, monkeypatch) -> Path:
-    "A copy of it, to be spoiled."
-    shutil.copytree(begun, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv("TINYGPT_DEBUG", raising=False)
-    return tmp_path / "work"
-
-
 def everything(folder: Path) -> dict[str, bytes | None]:
     "All files and folders, with their content."
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}

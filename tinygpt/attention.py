@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['attention_mask', 'attention_weights', 'scaled_dot_product_attention', 'repeat_heads', 'Blocks', 'check', 'fits',
-           'Config', 'AttentionConfig', 'Plan', 'make_rope', 'plan_attention', 'Attention', 'capture_attention',
-           'set_dropout']
+           'Config', 'AttentionConfig', 'Plan', 'make_rope', 'plan_attention', 'Attention', 'watch_attention',
+           'capture_attention', 'set_dropout']
 
 # %% ../nbs/05_attention.ipynb #4bb5abf2
 import math
@@ -323,24 +323,35 @@ class Attention(nn.Module):
 
 # %% ../nbs/05_attention.ipynb #ab8b97a0
 @contextmanager
-def capture_attention(
+def watch_attention(
     model: nn.Module, # any module with `Attention` layers inside
+    look, # called with (layer, q, k, plan) whenever a layer is about to attend; k has its own number of heads
 ):
-    "Within `with capture_attention(model) as maps:` each call appends one (B, H, T, S) per layer to maps."
-    maps, layers = [], [m for m in model.modules() if isinstance(m, Attention)]
-    before = [vars(layer).get("attend") for layer in layers] # None, unless another capture is at work
+    "Within the block `look` sees the queries and keys of every layer; outside it there is nothing to ask."
+    layers = [m for m in model.modules() if isinstance(m, Attention)]
+    before = [vars(layer).get("attend") for layer in layers] # None, unless another watch is at work
     def watch(layer, attend):
         def watched(q, k, v, plan):
-            mask, cap = plan.dense_mask(q.device), layer.cfg.logit_cap
-            maps.append(attention_weights(q, repeat_heads(k, q.shape[1]), mask, cap).detach())
+            look(layer, q, k, plan)
             return attend(q, k, v, plan)
-        layer.attend = watched # hides the method; outside the block there is nothing to ask
+        layer.attend = watched # hides the method
     for layer in layers: watch(layer, layer.attend)
-    try: yield maps
+    try: yield
     finally:
         for layer, attend in zip(layers, before):
             if attend is None: del layer.attend
             else: layer.attend = attend
+
+@contextmanager
+def capture_attention(
+    model: nn.Module, # any module with `Attention` layers inside
+):
+    "Within `with capture_attention(model) as maps:` each call appends one (B, H, T, S) per layer to maps."
+    maps = []
+    def look(layer, q, k, plan):
+        mask, cap = plan.dense_mask(q.device), layer.cfg.logit_cap
+        maps.append(attention_weights(q, repeat_heads(k, q.shape[1]), mask, cap).detach())
+    with watch_attention(model, look): yield maps
 
 # %% ../nbs/05_attention.ipynb #d9f88edd
 def set_dropout(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/21b_pictures.ipynb #c1c52c68
-from .attention import Attention, attention_mask, repeat_heads
+from .attention import attention_mask, repeat_heads, watch_attention
 from .evaluation import evaluating
 from .model import GPT
 from .sampling import Sampling, check_request
@@ -126,20 +126,11 @@ def capture_scores(
     model: torch.nn.Module, # any module with `Attention` layers inside
 ):
     "Within `with capture_scores(model) as scores:` each call appends one (B, H, T, T) per layer, before the mask."
-    scores, layers = [], [m for m in model.modules() if isinstance(m, Attention)]
-    before = [vars(layer).get("attend") for layer in layers] # None, unless another capture is at work
-    def watch(layer, attend):
-        def watched(q, k, v, plan):
-            s, cap = (q * q.shape[-1] ** -0.5) @ repeat_heads(k, q.shape[1]).mT, layer.cfg.logit_cap
-            scores.append((cap * torch.tanh(s / cap) if cap else s).detach())
-            return attend(q, k, v, plan)
-        layer.attend = watched # hides the method, as chapter 05's capture does
-    for layer in layers: watch(layer, layer.attend)
-    try: yield scores
-    finally:
-        for layer, attend in zip(layers, before):
-            if attend is None: del layer.attend
-            else: layer.attend = attend
+    scores = []
+    def look(layer, q, k, plan):
+        s, cap = (q * q.shape[-1] ** -0.5) @ repeat_heads(k, q.shape[1]).mT, layer.cfg.logit_cap
+        scores.append((cap * torch.tanh(s / cap) if cap else s).detach())
+    with watch_attention(model, look): yield scores
 
 # %% ../nbs/21b_pictures.ipynb #b52cca4d
 def attention_data(
