@@ -15,9 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import attention_weights, check
+from .attention import Attention, attention_weights, check
 from .cache import KVCache, remember
-from .layers import Embedding, GeluMLP, LayerNorm, Linear, RMSNorm, gelu
+from .layers import Embedding, GeluMLP, LayerNorm, Linear, RMSNorm, SwiGLU, gelu
 from .model import GPT, Block
 from .rope import rotate
 from .sampling import Read
@@ -338,8 +338,11 @@ class DecodeStep:
 
 # %% ../nbs/13b_decode.ipynb #63e01741
 def decodable(model) -> bool:
-    "Can `DecodeStep` compute what this model computes? Not with parts or hooks that it does not know."
-    if type(model) is not GPT or any(type(b) is not Block for b in model.blocks): return False
+    "Can `DecodeStep` compute what this model computes? Not with parts or hooks that it does not know, nor while it drops."
+    if type(model) is not GPT: return False
+    parts = [(type(b), type(b.attention), type(b.mlp)) for b in model.blocks]
+    if any(b is not Block or a is not Attention or m not in (SwiGLU, GeluMLP) for b, a, m in parts): return False
+    if model.training and any(getattr(m, "dropout", 0.0) for m in model.modules()): return False
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"): return False
     params = [p for m in model.modules() for p in m._parameters.values() if p is not None]
     if len({id(p) for p in params}) < len(params) or any(p.is_inference() for p in params): return False
