@@ -30,7 +30,7 @@ QUARTO = set(
     " tbl-cap tbl-subcap tbl-colwidths tbl-cap-location tbl-column lst-label lst-cap".split()
 )
 HEAVY = {"transformers", "datasets", "matplotlib", "ipywidgets", "anywidget", "lightning"}
-HEAVY_CHAPTERS = {"explorers", "scaling"}  # loaded only by who asks for them
+HEAVY_CHAPTERS = {"widgets", "explorers", "scaling"}  # loaded only by who asks for them
 EXPORTS = {"export", "exports", "exporti"}
 
 Found = Iterator[tuple["Cell | None", str]]

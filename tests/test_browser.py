@@ -21,13 +21,14 @@ from hostile import hostile_texts
 from small_model import make
 
 from tinygpt.explorers import (
-    AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
+    KNOBS, AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
 )
-from tinygpt.pictures import attention_data, script, to_html, tokenizer_data, training_data, visible
+from tinygpt.pictures import attention_data, script, to_html, training_data, visible
 from tinygpt.rope import Rope
 from tinygpt.runs import load
-from tinygpt.sampling import count_tokens, distribution, next_token_probs, penalize, Sampling
+from tinygpt.sampling import Sampling, distribution, next_token_probs, penalize
 from tinygpt.tokenizer import EOT, GPT4_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer
+from tinygpt.widgets import tokenizer_data
 from tinygpt.worlds import Tales, shipped
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -191,21 +192,25 @@ def test_the_page_draws_from_the_distribution_of_chapter_12(page):
         if n % 4 == 0:
             logits = logits.round()  # many are equal
         cases.append({
-            "logits": logits.tolist(), "seen": draw.sample(range(V), 3) if n % 3 == 0 else [], "temperature": draw.choice([0, 0.05, 0.7, 1, 1.5, 2]),
+            "logits": logits.tolist(), "seen": draw.sample(range(V), 3) if n % 3 == 0 else [],
+            "made": [draw.randrange(V) for _ in range(draw.choice([0, 1, 6]))] if n % 5 < 2 else [], "temperature": draw.choice([0, 0.05, 0.7, 1, 1.5, 2]),
             "top_k": draw.choice([0, 0, 1, 2, 5, 50]), "top_p": draw.choice([1, 1, 0.05, 0.5, 0.9, 0.99]), "min_p": draw.choice([0, 0, 0.01, 0.1, 0.5]),
-            "repetition_penalty": draw.choice([1, 1.05, 1.3, 2]),
+            "repetition_penalty": draw.choice([1, 1.05, 1.3, 2]), "frequency_penalty": draw.choice([0, 0.3, 2, -1]),
+            "presence_penalty": draw.choice([0, 0.5, -2]),
         })
-    answers = page.evaluate("(cases) => cases.map((c) => [...filtered(Float32Array.from(c.logits), c.seen, c).probs])", cases)
+    answers = page.evaluate("(cases) => cases.map((c) => [...filtered(Float32Array.from(c.logits), c.seen, c.made, c).probs])", cases)
     for case, answer in zip(cases, answers):
-        settings = Sampling(**{name: case[name] for name in ("temperature", "top_p", "min_p", "repetition_penalty")}, top_k=case["top_k"] or None)
+        settings = Sampling(**{name: case[name] or None if name == "top_k" else case[name] for name in KNOBS})
         logits = torch.tensor([case["logits"]], dtype=torch.float64)
-        seen = torch.zeros_like(logits)
+        seen, made = torch.zeros_like(logits), torch.zeros_like(logits)
         seen[0, case["seen"]] = 1
-        wanted = distribution(penalize(logits, seen, torch.zeros_like(seen), settings), settings)[0]
+        for id in case["made"]:
+            made[0, id] += 1
+        wanted = distribution(penalize(logits, seen, made, settings), settings)[0]
         torch.testing.assert_close(torch.tensor(answer, dtype=torch.float64), wanted, atol=1e-9, rtol=1e-9)
-    plain = next((case, answer) for case, answer in zip(cases, answers) if not case["seen"])
+    plain = next((case, answer) for case, answer in zip(cases, answers) if not case["seen"] and not case["made"])
     probs = next_token_probs(torch.tensor(plain[0]["logits"]), plain[0]["temperature"], plain[0]["top_k"] or None, plain[0]["top_p"], plain[0]["min_p"])
-    torch.testing.assert_close(torch.tensor(plain[1]), probs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(plain[1], dtype=torch.float32), probs, atol=1e-5, rtol=1e-4)
 
 
 def texts_to_cut() -> list[str]:

@@ -19,9 +19,10 @@ from tinygpt import explorers, pictures
 from tinygpt.explorers import (
     AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
 )
-from tinygpt.pictures import attention_data, attention_weights_in, bake, capture_scores, js_pattern, script, style, to_html, token_text, visible
+from tinygpt.pictures import attention_data, attention_weights_in, bake, capture_scores, script, style, to_html, token_text, visible
 from tinygpt.attention import capture_attention
 from tinygpt.rope import Rope
+from tinygpt.widgets import js_pattern
 from tinygpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from tinygpt.worlds import shipped
 

@@ -94,7 +94,7 @@ KINDS.attention = (ui) => {
 
   return ({layer, head: at, token, show}) => {
     const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 620;
-    const labels = 106, arcs = narrow ? Math.min(150, W - labels - 8) : clamp(W * 0.12, 60, 110);
+    const labels = 114, arcs = narrow ? Math.min(150, W - labels - 8) : clamp(W * 0.12, 60, 110);
     const room = (width) => clamp((width - labels - arcs - 8) / T, 8, 18); // of a row, if so much width is left
     const thumb = Math.floor(clamp(((narrow ? W : 260) - 52) / H - 8, 16, 56)), side = H * (thumb + 10) + 60;
     const above = narrow || room(W - side - 24) < Math.min(12, room(W)); // the small pictures above the large one

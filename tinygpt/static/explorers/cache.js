@@ -21,7 +21,7 @@ KINDS.cache = (ui) => {
       input.value = list.reduce((best, at, i) => (Math.abs(at - value) < Math.abs(list[best] - value) ? i : best), 0);
       output.textContent = format(value);
       input.setAttribute("aria-valuetext", format(value));
-      input.style.setProperty("--part", `${(100 * input.value) / (list.length - 1 || 1)}%`);
+      fill(input);
     };
     return row;
   };

@@ -55,9 +55,16 @@ function slider(ui, name, label, {min, max, step = 1, format = String, hint}) {
     input.value = value;
     output.textContent = format(value);
     input.setAttribute("aria-valuetext", format(value));
-    input.style.setProperty("--part", `${(100 * (input.value - input.min)) / (input.max - input.min || 1)}%`);
+    fill(input, clamp(0, Number(input.min), Number(input.max)));
   };
   return row;
+}
+
+// The coloured part of a slider's line: from where nothing is done to where it stands.
+function fill(input, rest = 0) {
+  const part = (x) => `${(100 * (x - input.min)) / (input.max - input.min || 1)}%`, value = Number(input.value);
+  input.style.setProperty("--from", part(Math.min(rest, value)));
+  input.style.setProperty("--to", part(Math.max(rest, value)));
 }
 
 // One of a few, side by side: radio buttons in their working clothes.
@@ -78,6 +85,12 @@ function button(text, onclick, props = {}) {
   return h("button", {type: "button", class: "tgx-button", "data-lm-suppress-shortcuts": "true", onclick, ...props}, text);
 }
 
+// Scroll a box so far that a part of it is in view; the page around it stays where it is.
+function reveal(box, part) {
+  const top = part.offsetTop - box.offsetTop;
+  if (top < box.scrollTop || top + part.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 2;
+}
+
 // A canvas as sharp as the screen; returns its context, in CSS pixels.
 function sharpen(canvas, width, height) {
   const ratio = globalThis.devicePixelRatio || 1;
@@ -90,7 +103,7 @@ function sharpen(canvas, width, height) {
   return context;
 }
 
-// Is the page around an element dark? What JupyterLab and Quarto say, else the first background, else the system.
+// Is the page around an element dark? What JupyterLab, Quarto and Bootstrap say, else the first background, else the system.
 function isDark(el) {
   const {classList, dataset} = document.body;
   if (dataset.jpThemeLight) return dataset.jpThemeLight === "false";
@@ -98,6 +111,8 @@ function isDark(el) {
     if (classList.contains(`${theme}-dark`)) return true;
     if (classList.contains(`${theme}-light`)) return false;
   }
+  const said = dataset.bsTheme ?? document.documentElement.dataset.bsTheme;
+  if (said === "dark" || said === "light") return said === "dark";
   for (let at = el; at; at = at.parentElement) {
     const [r, g, b, a = 1] = getComputedStyle(at).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
     if (a > 0.5) return 0.3 * r + 0.6 * g + 0.1 * b < 128;

@@ -13,6 +13,7 @@ KINDS.mask = (ui) => {
   return ({token}) => {
     pick.sync();
     spans.forEach((span, i) => span.classList.toggle("tgx-fresh", i === token));
+    if (T) reveal(chips, spans[token]);
     const before = token ? `, from the ${token} token${token > 1 ? "s" : ""} before it` : "";
     ui.say(!T ? "No tokens." : `${quoted(tokens[token])} at ${token}, id ${ids[token]}: ${mask[token] ? `the model learns to write it${before}.` : "the model reads it, and is not asked to write it."}`);
   };

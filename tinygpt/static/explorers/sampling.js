@@ -1,7 +1,10 @@
-// The distribution that the next token is drawn from: chapter 12's penalty, temperature, top-k, top-p and min-p.
-function filtered(logits, seen, {temperature, top_k, top_p, min_p, repetition_penalty: factor}) {
+// The distribution that the next token is drawn from: chapter 12's penalties, temperature, top-k, top-p and min-p.
+// `seen` are the ids of the whole text, `made` those of them that were generated.
+function filtered(logits, seen, made, {temperature, top_k, top_p, min_p, repetition_penalty: factor, frequency_penalty: often, presence_penalty: once}) {
   const scores = Float64Array.from(logits);
   for (const id of new Set(seen)) scores[id] = scores[id] > 0 ? scores[id] / factor : scores[id] * factor;
+  for (const id of made) scores[id] -= often;
+  for (const id of new Set(made)) scores[id] -= once;
   const order = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b); // of equal ones the lower id
   const best = scores[order[0]], heat = temperature || 1;
   const probs = new Float64Array(scores.length);
@@ -29,7 +32,7 @@ const entropy = (probs) => probs.reduce((bits, p) => (p > 0 ? bits - p * Math.lo
 
 KINDS.sampling = (ui) => {
   const {tokens, prompt} = ui.data, V = tokens.length, SHOWN = 12;
-  const off = (value, text) => (x) => (x === value ? "off" : text(x));
+  const off = (value, text) => (x) => (x === value ? "off" : text(x)), signed = (x) => x.toFixed(1).replace("-", "\u2212");
   const knobs = [
     slider(ui, "temperature", "Temperature", {min: 0, max: 2, step: 0.05, format: (x) => (x ? x.toFixed(2) : "0 · greedy"),
       hint: "scores are divided by it: below 1 the likely become likelier"}),
@@ -37,6 +40,8 @@ KINDS.sampling = (ui) => {
     slider(ui, "top_p", "Top-p", {min: 0.05, max: 1, step: 0.01, format: off(1, (x) => x.toFixed(2)), hint: "the fewest tokens that hold this share"}),
     slider(ui, "min_p", "Min-p", {min: 0, max: 0.5, step: 0.01, format: off(0, (x) => x.toFixed(2)), hint: "at least this share of the best token's probability"}),
     slider(ui, "repetition_penalty", "Repetition penalty", {min: 1, max: 2, step: 0.05, format: off(1, (x) => x.toFixed(2)), hint: "what the text holds becomes less likely"}),
+    slider(ui, "frequency_penalty", "Frequency penalty", {min: -2, max: 2, step: 0.1, format: off(0, signed), hint: "off the score of a token, for each time that it was written here"}),
+    slider(ui, "presence_penalty", "Presence penalty", {min: -2, max: 2, step: 0.1, format: off(0, signed), hint: "off the score of a token, once, if it was written here at all"}),
   ];
   const text = h("div", {class: "tgx-text", role: "group", "aria-label": "the text so far"});
   const bars = h("div", {class: "tgx-bars", role: "group", "aria-label": "likeliest next tokens: choose one to write it"});
@@ -79,8 +84,8 @@ KINDS.sampling = (ui) => {
       return ui.say(ui.live ? "" : "No continuation is stored here.");
     }
     const logits = unpack(packed, Float32Array);
-    const own = filtered(logits, [], {temperature: 1, top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1});
-    now = filtered(logits, [...prompt, ...state.new], state);
+    const own = filtered(logits, [], [], {temperature: 1, top_k: 0, top_p: 1, min_p: 0});
+    now = filtered(logits, [...prompt, ...state.new], state.new, state);
     const shown = now.order.slice(0, SHOWN), most = Math.max(...shown.map((id) => Math.max(own.probs[id], now.probs[id])));
     rows.forEach((row, i) => {
       const id = (row.token = shown[i]), p = now.probs[id];

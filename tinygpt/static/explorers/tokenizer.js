@@ -105,6 +105,8 @@ KINDS.tokenizer = (ui) => {
       class: `tgx-chip tgx-tint${token.piece % 4}${token.special ? " tgx-special" : ""}${token.rank === latest && latest >= 0 ? " tgx-fresh" : ""}${token.id < 0 ? " tgx-bad" : ""}`,
       role: "listitem", "data-i": i}, h("span", {class: "tgx-word"}, brief(code.name(token.id), 24)), h("small", {}, shown === "ids" ? (token.id < 0 ? "none" : String(token.id)) : code.hex(token.id))), "\u200b"]));
     if (tokens.length > MOST) chips.append(h("span", {class: "tgx-note"}, ` and ${tokens.length - MOST} more`));
+    const fresh = chips.querySelector(".tgx-fresh");
+    if (fresh) reveal(chips, fresh);
     const bytes = code.n_bytes(text), per = tokens.length ? (bytes / tokens.length).toFixed(2) : "0";
     facts.replaceChildren(h("b", {}, String(tokens.length)), ` token${tokens.length === 1 ? "" : "s"} · `, h("b", {}, String(bytes)), ` bytes · `, h("b", {}, per), " bytes a token");
     tell(null);
