@@ -6,7 +6,7 @@
 __all__ = ['join', 'to_rows', 'n_pieces', 'joined', 'Calls', 'Products', 'Program', 'Moment', 'attention_call', 'write_step',
            'DecodeStep', 'decodable', 'step_for', 'fast_reader']
 
-# %% ../nbs/13b_decode.ipynb #d771388f
+# %% ../nbs/13b_decode.ipynb #80f6ee87
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -15,8 +15,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Attention, attention_weights, check
-from .cache import KVCache, remember
+from .attention import Attention, check
+from .cache import KVCache, may_see, remember
 from .layers import Embedding, GeluMLP, LayerNorm, Linear, RMSNorm, SwiGLU, gelu
 from .model import GPT, Block
 from .rope import rotate
@@ -152,7 +152,7 @@ class Products(Calls):
         if bias is not None: self.do(Tensor.add_, y, bias)
         return self.add(add_to, y)
 
-# %% ../nbs/13b_decode.ipynb #ca26bcd0
+# %% ../nbs/13b_decode.ipynb #fb9f6434
 class Program(Products):
     "Calls for the parts of a block."
 
@@ -161,11 +161,9 @@ class Program(Products):
         if isinstance(m, nn.Identity): return x
         if type(m) is not RMSNorm or x.dtype.itemsize < 4: return self.put(partial(m, x), x.shape)
         (N, C), y, eps = x.shape, self.new(*x.shape), self.new(1, 1).fill_(m.eps)
-        r, squares = self.new(N, 1), self.new(N)
-        if N == 1: self.do(torch.addmm, eps, x, x.T, alpha=1 / C, out=r) # a product sums the squares: one call
-        else:
-            self.do(torch.linalg.vecdot, x, x, out=squares)
-            self.do(torch.add, eps, squares.view(N, 1), alpha=1 / C, out=r)
+        r = self.new(N, 1) # one call sums the squares of all rows: of each, the product with itself
+        if N == 1: self.do(torch.addmm, eps, x, x.T, alpha=1 / C, out=r)
+        else: self.do(torch.baddbmm, eps, x.view(N, 1, C), x.view(N, C, 1), alpha=1 / C, out=r.view(N, 1, 1))
         self.do(Tensor.rsqrt_, r)
         self.do(torch.mul, x, r, out=y)
         self.do(Tensor.mul_, y, m.weight.detach())
@@ -182,7 +180,7 @@ class Program(Products):
         self.do(torch.mul, gate, up, out=h)
         return self.linear([m.down], h, add_to)
 
-# %% ../nbs/13b_decode.ipynb #aaa95381
+# %% ../nbs/13b_decode.ipynb #5d94982d
 class Moment:
     "What differs between steps of one shape: the tokens, where their keys go, what they see, how far they are turned."
 
@@ -190,42 +188,64 @@ class Moment:
         self.model, self.cache, like, D = model, cache, cache.k[0], model.cfg.head_width
         with torch.inference_mode(False): # what is made in inference mode could not be written to outside
             self.x = like.new_zeros(B * T, model.cfg.d_model) # the residual stream
-            self.nothing, self.turn = like.new_zeros(1, 1, 1), None
+            self.hidden, self.turn = like.new_zeros(0, 0), None
             if model.rope is not None: # a rotation is a linear map: its matrix is what it does to the identity
                 wide = torch.promote_types(like.dtype, torch.float32) # angles are not rounded to halves
                 self.eye, one = torch.eye(D, dtype=wide, device=like.device), like.new_ones(D, dtype=wide)
                 self.partner = rotate(self.eye, 0 * one, one, model.rope.layout) # (D, D)
                 self.turn = self.eye.new_zeros(B, T, D, D)
+                self.tables = model.rope.cos[:, None], model.rope.sin[:, None] # (n, 1, D)
 
     def begin(self, ids: Tensor # (B, T)
     ) -> None:
         "Set all of it for these tokens."
-        model, cfg, cache, (B, T) = self.model, self.model.cfg, self.cache, ids.shape
-        start, end, n, K, D = cache.length, cache.length + T, cache.n_slots, cfg.kv_heads, cfg.head_width
+        model, cache, (B, T) = self.model, self.cache, ids.shape
+        start, end, n, K, D = cache.length, cache.length + T, cache.n_slots, model.cfg.kv_heads, model.cfg.head_width
         # Slots in a row, and nothing is overwritten that is still to be looked at: the usual case.
         self.in_place = end <= n or (T <= cache.slack + 1 and start % n + T <= n)
-        first, strides = 0 if end > n else cache.first, (K * n * D, n * D, D, 1) # of buffers (B, K, n, D)
-        self.new = (B, K, T, D), strides, start % n * D # size, strides and offset of the new slots,
-        self.seen = (B, K, min(end, n) - first, D), strides, first * D # and of all that are looked at
-        positions = mask = None
-        if T > 1 or cache.pads is not None or cache.slack or not self.in_place or cfg.position == "learned":
-            positions = cache.positions(T) # (T,) or (B, T)
-            mask = cache.mask(positions, cfg.window) # None, (T, S) or (B, 1, T, S)
-            if mask is not None: mask = mask.repeat(*[1] * (mask.ndim - 2), cfg.n_heads // K, 1) # (.., G·T, S)
-        self.positions, self.mask, self.minus = positions, mask, self.nothing
-        if mask is not None and B * T > 1: # to be added to scores: -inf where nothing is seen
-            minus = cache.k[0].new_zeros(mask.shape).masked_fill_(~mask, -torch.inf) # (G·T, S) or (B, 1, G·T, S)
-            self.minus = minus if minus.ndim == 2 else minus.expand(B, K, -1, -1).flatten(0, 1) # (B·K, G·T, S)
+        first = 0 if end > n else cache.first
+        self.new = (B, K, T, D), (K * n * D, n * D, D, 1), start % n * D # size, strides, offset of the new slots,
+        self.seen = (B * K, min(end, n) - first, D), (n * D, D, 1), first * D # and of all that are looked at
+        plain = cache.pads is None and end <= n # every slot was used once, and all rows are alike
+        self.positions = None if plain and model.cfg.position != "learned" else cache.positions(T) # (T,) or (B, T)
+        self.minus = self.hide(T, end - first) if plain else self.hide_some(B)
         e = model.embed(ids) # (B, T, C)
-        if cfg.position == "learned": e = e + model.position_embed(positions)
+        if model.cfg.position == "learned": e = e + model.position_embed(self.positions)
         self.x.copy_(e.view(self.x.shape))
-        if self.turn is None: return
-        if cache.pads is None: cos, sin = (t.narrow(0, start, T) for t in (model.rope.cos, model.rope.sin)) # (T, D)
-        else: cos, sin = model.rope.tables(positions) # (B, 1, T, D)
-        cos, sin = (t.view(-1, T, 1, D).expand(B, T, 1, D) for t in (cos, sin))
-        torch.mul(self.eye, cos, out=self.turn).addcmul_(self.partner, sin)
+        if self.turn is not None: self.rotate(start, T)
 
-# %% ../nbs/13b_decode.ipynb #b8fb0fe9
+    def hide(self, T: int, S: int
+    ) -> Tensor | None: # (G·T, S) for the scores: 0, or -inf for a key that is not seen; None: all are
+        "Cut from a table that lasts for many steps: what a token may see depends on the keys' ages alone."
+        if T == 1: return None
+        if S > self.hidden.shape[1]:
+            ages = torch.arange(S + 255, -1, -1, device=self.x.device)
+            self.hidden = self.to_add(may_see(ages, T, self.cache.window))
+        return self.hidden.narrow(1, self.hidden.shape[1] - S, S)
+
+    def hide_some(self, B: int) -> Tensor | None: # (G·T, S), (B·K, G·T, S) or None
+        "The same with pads, or where slots were used again."
+        mask = self.cache.mask(self.positions) # (T, S) or (B, 1, T, S) bool, or None
+        if mask is None: return None
+        minus, K = self.to_add(mask), self.model.cfg.kv_heads
+        return minus if minus.ndim == 2 else minus.expand(B, K, -1, -1).flatten(0, 1)
+
+    def to_add(self, mask: Tensor) -> Tensor: # (..., T, S) bool -> (..., G·T, S), for heads that stand in line
+        G = self.model.cfg.n_heads // self.model.cfg.kv_heads
+        minus = self.x.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        return minus.repeat(*[1] * (mask.ndim - 2), G, 1)
+
+    def rotate(self, start: int, T: int) -> None:
+        "The rotation for each token, as a matrix."
+        if self.cache.pads is not None: # each row at places of its own
+            cos, sin = (t.transpose(1, 2) for t in self.model.rope.tables(self.positions)) # (B, T, 1, D)
+            torch.mul(self.eye, cos, out=self.turn).addcmul_(self.partner, sin)
+            return
+        cos, sin = self.tables
+        torch.mul(self.eye, cos.narrow(0, start, T), out=self.turn[0]).addcmul_(self.partner, sin.narrow(0, start, T))
+        if len(self.turn) > 1: self.turn[1:] = self.turn[0]
+
+# %% ../nbs/13b_decode.ipynb #342b5b37
 def attention_call(
     now: Moment,
     layer: int,
@@ -241,22 +261,24 @@ def attention_call(
     # Query heads that share a key head stand in line, as tokens do: (B, K, G·T, D)
     q, y = (s.view(B, T, K, G, D).permute(0, 2, 3, 1, 4) for s in (q, y)) # (B, K, G, T, D)
     k, v = (s.view(B, T, K, D).transpose(1, 2) for s in (k, v)) # (B, K, T, D)
-    line = q.view(B, K, G, D) if T == 1 else None
+    line = q.reshape(B * K, G * T, D) # for one text a view, as a rule; else a copy, made anew each time
+    is_view, nothing = line.data_ptr() == q.data_ptr(), q.new_zeros(1, 1, 1)
+    if is_view: y = y.view(line.shape)
 
     def attend():
         keys, values = cache.k[layer], cache.v[layer] # (B, K, S_max, D)
         if now.in_place:
             keys.as_strided(*now.new).copy_(k)
             values.as_strided(*now.new).copy_(v)
-            keys, values = keys.as_strided(*now.seen), values.as_strided(*now.seen) # (B, K, S, D)
-        else: keys, values = cache.update(layer, k, v, now.positions)
-        qs = line if T == 1 else q.reshape(B, K, G * T, D)
-        if cap: z = attention_weights(qs, keys, now.mask, cap) @ values # (B, K, G·T, D)
-        elif B * T == 1: z = F.scaled_dot_product_attention(qs, keys, values, now.mask)
+            keys, values = keys.as_strided(*now.seen), values.as_strided(*now.seen) # (B·K, S, D)
+        else: keys, values = (x.flatten(0, 1) for x in cache.update(layer, k, v, now.positions))
+        qs, minus = line if is_view else q.reshape(line.shape), now.minus
+        if B * T == 1 and not cap: z = F.scaled_dot_product_attention(qs[None], keys[None], values[None], minus)[0]
         else:
-            w = torch.baddbmm(now.minus, qs.flatten(0, 1), keys.flatten(0, 1).mT, alpha=D**-0.5).softmax(-1)
-            z = torch.bmm(w, values.flatten(0, 1)) # (B·K, G·T, D)
-        y.copy_(z.view(B, K, G, T, D))
+            scores = torch.baddbmm(nothing if minus is None or cap else minus, qs, keys.mT, alpha=D**-0.5) # (B·K, G·T, S)
+            if cap: scores = cap * torch.tanh(scores / cap) + (nothing if minus is None else minus)
+            z = torch.bmm(scores.softmax(-1), values) # (B·K, G·T, D)
+        y.copy_(z.view(y.shape))
     return attend
 
 # %% ../nbs/13b_decode.ipynb #89cf41d3
