@@ -524,9 +524,35 @@ def test_peft_files_of_a_run_open_alike(run, tmp_path):
     ids = some_ids(model, 1, 20)
     y = model(ids)
     save_adapter(unmerge(model), tmp_path / "files", base="tales", tokenizer=tokenizer)
-    again, known = open_model(tmp_path / "files")
-    torch.testing.assert_close(again(ids), y, atol=1e-5, rtol=1e-5)
-    assert known.fingerprint == tokenizer.fingerprint
+    for open_it in (open_model, tinygpt.load):
+        again, known = open_it(tmp_path / "files")
+        torch.testing.assert_close(again(ids), y, atol=1e-5, rtol=1e-5)
+        assert known.fingerprint == tokenizer.fingerprint
+    config = tmp_path / "files" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "some/hub-model"}))
+    with pytest.raises(FileNotFoundError, match="its base some/hub-model is missing .*load_adapter"):
+        tinygpt.load(tmp_path / "files")
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_runs_that_are_moved_together_find_their_base(tmp_path, method):
+    model, tokenizer = tinygpt.load("tales")
+    save_checkpoint(tmp_path / "here/base/checkpoints/step_000001", model, None, 1)
+    tokenizer.save(tmp_path / "here/base/tokenizer.json")
+    base = str(tmp_path / "here/base/checkpoints/step_000001")
+    config = replace(tune(tmp_path, "here/whole", base=base), method=method)
+    whole = finetune(config)
+    stopped = finetune(replace(config, run=replace(config.run, out_dir=str(tmp_path / "here/stopped"), max_minutes=1e-9)))
+    model, _ = tinygpt.load(whole)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved, _ = tinygpt.load(tmp_path / "there/whole")
+    ids = some_ids(model, 1, 20)
+    assert torch.equal(moved(ids), model(ids))
+    stopped = tmp_path / "there/stopped"
+    resume(stopped, changes={"run.max_minutes": None})
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        a, b = ((tmp_path / "there" / name / "checkpoints/step_000006" / file).read_bytes() for name in ("whole", "stopped"))
+        assert a == b
 
 
 def test_a_base_that_is_missing_or_another(tmp_path):

@@ -16,11 +16,12 @@ from tinygpt.chat import Chat
 from tinygpt.conversations import find_template, read_conversations
 from tinygpt.interop import from_hf
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.runs import TrainConfig, config_to_yaml, find_checkpoint, load, make_config, read_config, recipes, save_checkpoint
-from tinygpt.sft import (
-    ChatData, PackedConversations, PaddedConversations, TuneConfig, add_tokens, encode_chats, finetune, lay_out,
-    open_chat_data, pack, validate_replies,
+from tinygpt.replies import (
+    ChatData, PackedConversations, PaddedConversations, add_tokens, encode_chats, lay_out, open_chat_data, pack,
+    validate_replies,
 )
+from tinygpt.runs import TrainConfig, config_to_yaml, find_checkpoint, load, make_config, read_config, recipes, save_checkpoint
+from tinygpt.sft import TuneConfig, finetune
 from tinygpt.tokenizer import ByteTokenizer, load_tokenizer
 from tinygpt.training import read_metrics
 

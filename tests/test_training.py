@@ -70,6 +70,22 @@ def test_a_run_leaves_what_the_design_says(settings):
     assert read_config(path / "config.yaml").model == model.cfg
 
 
+def test_whoever_watches_is_told_the_rate_and_the_gradient(settings):
+    class Watching(training.Progress):
+        rows: list[dict] = []
+
+        def metrics(self, row: dict) -> None:
+            self.rows.append(row)
+
+    run = train(make_config(settings), progress=Watching())
+    written = {row["step"]: row for row in training.read_metrics(run) if "loss" in row}
+    seen = [row for row in Watching.rows if "loss" in row]
+    assert [row["step"] for row in seen] == [7, 10, 14, 20, 21, 28, 30]
+    for row in seen:
+        assert all(row[name] == written[row["step"]][name] for name in ("lr", "grad_norm")) and row["tokens_per_s"] > 0
+    assert abs(seen[0]["loss"] - sum(written[step]["loss"] for step in range(1, 8)) / 7) < 1e-6, "the mean of seven steps"
+
+
 def test_the_same_seed_gives_the_same_run_whatever_was_drawn_before(settings, tmp_path):
     a = train(with_run(settings, out_dir=str(tmp_path / "a")))
     torch.manual_seed(99)

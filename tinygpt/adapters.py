@@ -32,7 +32,7 @@ from tinygpt.lora import (
 from .model import GPT
 from .quantization import Quantized
 from .rope import to_half, to_interleaved
-from .runs import load, whole_directory
+from .runs import find_base, load, whole_directory
 from .sft import METHODS, SFT, TuneConfig
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -257,7 +257,8 @@ def open_base(
     "The model that an adapter belongs to. Raises FileNotFoundError or ValueError, each in one line."
     try: model, tokenizer = load(name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{whose}: its base {name} is missing ({error}); put it back") from None
+        raise FileNotFoundError(f"{whose}: its base {name} is missing ({error}); put it back, lay its run beside this one, "
+                                "or open that model yourself and call load_adapter(model, folder)") from None
     settle(model)
     return model, tokenizer
 
@@ -268,9 +269,11 @@ def settle(model: GPT) -> None: # changed in place
 # %% ../nbs/17b_adapters.ipynb #a81f09b6
 def open_adapter(
     facts: dict, # what a checkpoint says of its adapter
+    checkpoint: Path, # which: a base that was moved is looked for beside its run
 ) -> GPT: # the base, and beside it adapters that know nothing yet
     "The model that a checkpoint of adapters is read into. Raises FileNotFoundError or ValueError, each in one line."
-    model, _ = open_base(facts["base"])
+    facts = facts | {"base": find_base(facts["base"], checkpoint)}
+    model, _ = open_base(facts["base"], str(checkpoint))
     check(fingerprint(model, facts["tokens"]) == facts["fingerprint"], "adapter", f"its base {facts['base']}",
           "has other weights than the ones it was trained on", "put that base back")
     grow(model, facts["vocab_size"])
@@ -314,7 +317,7 @@ def open_model(
     base = read_adapter(folder)[0].get("base_model_name_or_path")
     check(base, f"{folder}", "this adapter", "does not name its base",
           "open that yourself, and load_adapter(model, folder)")
-    model, tokenizer = open_base(base, str(folder))
+    model, tokenizer = open_base(find_base(base, folder), str(folder))
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         grow(model, tokenizer.vocab_size)

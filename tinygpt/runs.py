@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'ELSEWHERE', 'MAY_CHANGE', 'OF_SCHEDULE', 'DataConfig', 'OptimConfig', 'RunConfig', 'TrainConfig',
            'config_kind', 'recipes', 'config_fields', 'type_in_words', 'make_config', 'read_config', 'config_to_dict',
            'config_to_yaml', 'drop_directory', 'whole_directory', 'stored_params', 'save_checkpoint', 'read_facts',
-           'load_checkpoint', 'checkpoint_dirs', 'shipped_models', 'find_checkpoint', 'load', 'read_run_config',
-           'pack_run', 'learning_rate', 'config_changes', 'check_changes']
+           'load_checkpoint', 'checkpoint_dirs', 'shipped_models', 'find_checkpoint', 'find_base', 'load',
+           'read_run_config', 'pack_run', 'learning_rate', 'config_changes', 'check_changes']
 
 # %% ../nbs/07b_runs.ipynb #dba48f30
 import difflib
@@ -156,7 +156,7 @@ class TrainConfig:
         _check(self.optim, accumulate=(pieces <= n, f"cuts data.batch_size={n} into more pieces than sequences"))
 
 # %% ../nbs/07b_runs.ipynb #6a856ce5
-KINDS = {"train": TrainConfig, "finetune": "tinygpt.sft:TuneConfig"}  # chapter 16c is asked for only by who needs it
+KINDS = {"train": TrainConfig, "finetune": "tinygpt.sft:TuneConfig"}  # chapter 16d is asked for only by who needs it
 
 
 def config_kind(name: str) -> type:
@@ -558,15 +558,29 @@ def find_checkpoint(
     runs = {str(found.parent): found.parent for found in Path("runs").glob("*/config.yaml")}
     runs |= {Path(name).name: name for name in runs} | {name: name for name in known}
     near = difflib.get_close_matches(str(path), runs, n=1)
-    hint = f"; did you mean {runs[near[0]]}?" if near else ""
-    raise FileNotFoundError(f"{path}: neither a run directory nor a checkpoint{hint}")
+    there = sorted({str(found) for found in runs.values()}) or ["nothing yet"]
+    hint = f"did you mean {runs[near[0]]}?" if near else f"there is {', '.join(there[:12])}{', ...' * (len(there) > 12)}"
+    raise FileNotFoundError(f"{path}: neither a run directory nor a checkpoint; {hint}")
+
+
+def find_base(
+    name: str,  # of the model that a run began with, as the run was told
+    run: Path,  # a place in the run
+) -> str:
+    "Where that model is: at its place; or, if all the runs of a folder were moved together, at its new one."
+    place = Path(*Path(name).parts[-3:])  # RUN/checkpoints/step_000100
+    moved = (folder / place for folder in run.resolve().parents)
+    found = None if name in shipped_models() or Path(name).exists() else next((path for path in moved if path.is_dir()), None)
+    return str(found or name)
 
 
 def load(
-    name: str | Path,  # a run directory (its best checkpoint), a checkpoint directory, or a shipped model's name
+    name: str | Path,  # a run directory (its best checkpoint), a checkpoint, a shipped model's name, or PEFT's files
     device: str | torch.device = "cpu",
 ) -> tuple[GPT, Tokenizer]:
     "A trained model, ready to use, and its tokenizer. Raises FileNotFoundError or ValueError, each in one line."
+    if Path(name, "adapter_config.json").is_file():  # PEFT's files: chapter 17b reads them
+        return import_module("tinygpt.adapters").open_model(name, device)
     path = find_checkpoint(name)
     state = read_facts(path / "state.json", "tinygpt.checkpoint")
     model, how = GPT(GPTConfig(**state["model"])), state.get("quantization")
@@ -574,7 +588,7 @@ def load(
         quantization = import_module("tinygpt.quantization")
         model = quantization.hollow(model, **how)
     if state.get("adapter"):  # so does chapter 17b: a base, with adapters that know nothing yet
-        model = import_module("tinygpt.adapters").open_adapter(state["adapter"])
+        model = import_module("tinygpt.adapters").open_adapter(state["adapter"], path)
     load_checkpoint(path, model)
     model = quantization.settle(model) if how else model
     if state.get("adapter"):

@@ -514,11 +514,11 @@ def _rows(first: int, losses: list[float], norms: list[float], others: list[dict
     ]
 
 # %% ../nbs/08_training.ipynb #8b5f8375
-class _Observer:
-    "What happens between the steps: metrics, validation, samples, checkpoints."
+class _Journal:
+    "What the steps were like: collected while nobody waits, written down now and then."
 
-    def __init__(self, run: Run, sample: Callable | None, evaluate: Callable, progress: Progress):
-        self.run, self.sample, self.evaluate, self.progress = run, sample, evaluate, progress
+    def __init__(self, run: Run, progress: Progress):
+        self.run, self.progress = run, progress
         self.to_bits = run.task.to_bits(run.train_set)
         self.board = _tensorboard(run) if run.config.run.tensorboard else None
         self.begin()
@@ -555,9 +555,21 @@ class _Observer:
                 "optim.lr or a longer optim.warmup_steps"
             )
         self.run.bits = rows[-1]["bits_per_byte"]
-        mean, speed = sum(losses) / len(losses), self.n_tokens / (time.perf_counter() - self.since)
-        row = {"step": self.run.step, "loss": mean, "bits_per_byte": mean * self.to_bits}
-        self.progress.metrics(row | {"tokens_per_s": speed})
+        loss, speed = sum(losses) / len(losses), self.n_tokens / (time.perf_counter() - self.since)
+        means = {"loss": loss, "bits_per_byte": loss * self.to_bits, "tokens_per_s": speed}
+        self.progress.metrics(rows[-1] | means)  # the rate and the gradient are those of the last step
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+# %% ../nbs/08_training.ipynb #4dd787db
+class _Observer(_Journal):
+    "What happens between the steps: metrics, validation, samples, checkpoints."
+
+    def __init__(self, run: Run, sample: Callable | None, evaluate: Callable, progress: Progress):
+        super().__init__(run, progress)
+        self.sample, self.evaluate = sample, evaluate
 
     def look(self, ending: bool) -> None:
         "Do what is due at this step; everything at the end."
@@ -589,10 +601,6 @@ class _Observer:
         if self.run.saved < self.run.step:
             _save(self.run, is_best)
             self.run.saved = self.run.step
-
-    def close(self) -> None:
-        if self.board:
-            self.board.close()
 
 # %% ../nbs/08_training.ipynb #84bee77f
 def _tensorboard(run: Run):
