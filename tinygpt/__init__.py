@@ -21,7 +21,8 @@ _HOMES = {
     "quantization": ["quantize"],
     "speculation": ["speculate", "speculate_text"],
     "conversations": ["ChatTemplate", "find_template", "read_conversations"],
-    "sft": ["TuneConfig", "add_tokens", "finetune"],
+    "replies": ["add_tokens"],
+    "sft": ["TuneConfig", "finetune"],
     "chat": ["Chat"],
     "lora": ["add_lora", "merge", "set_adapter", "unmerge"],
     "adapters": ["load_adapter", "open_model", "save_adapter"],
@@ -31,9 +32,9 @@ _HOMES = {
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine",
             "training", "evaluation", "exams", "sampling", "cache", "decode", "generation",
-            "quantization", "speculation", "questions", "marking", "conversations", "sft", "chat", "lora",
-            "adapters", "interop", "pictures", "explorers", "looking", "telling", "doctor", "chatting",
-            "finetuning", "cli")
+            "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
+            "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "looking",
+            "telling", "doctor", "chatting", "finetuning", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)
