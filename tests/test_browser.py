@@ -1,4 +1,4 @@
-"""The explorers in a real browser: a saved page with no network, and chapter 22 in JupyterLab.
+"""The explorers in a real browser: a saved page with no network, and chapters in JupyterLab.
 
 Skipped where there is no Playwright for Python, or no chromium (`CHROMIUM` names one, else /usr/bin/chromium).
 """
@@ -317,14 +317,15 @@ class Lab:
             shutil.copy(chapter, folder)
         env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / ".config"), "JUPYTER_DATA_DIR": str(folder / ".data"),
                "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"), "OMP_NUM_THREADS": "1"}
+        quiet = folder / ".settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+        quiet.parent.mkdir(parents=True)
+        quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question in front of what is clicked
         self.log = folder / "lab.log"
         options = ["--no-browser", "--port=0", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root",
                    "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}", "--ServerApp.disable_check_xsrf=True"]
         with open(self.log, "w") as log:
             self.server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdout=log, stderr=log)
-        self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        self.errors = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.browser, self.page, self.errors = browser, None, []
         end = time.time() + 60
         while not (found := re.search(r"http://(?:localhost|127\.0\.0\.1):(\d+)/", self.log.read_text())):
             assert time.time() < end and self.server.poll() is None, self.log.read_text()
@@ -332,13 +333,36 @@ class Lab:
         self.url = f"http://127.0.0.1:{found[1]}/lab"
 
     def open(self, name: str):
-        self.page.goto(f"{self.url}/tree/{name}", timeout=60_000)
+        self.page = self.browser.new_page(viewport={"width": 1300, "height": 1000})
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"{self.url}/tree/{name}", timeout=120_000)
         self.page.wait_for_function(
-            "globalThis.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+            "globalThis.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
         return self.page
 
     def run_all(self):
         self.page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+
+    def look_at(self, name: str):
+        "Go to the first cell whose output has elements of a class, and give the first of them that is in view."
+        found, end = self.page.locator(f".jp-OutputArea-output .{name}:visible").first, time.time() + 30
+        while not found.count():  # JupyterLab draws what is in view, and learns only then how tall it is
+            assert time.time() < end, f"no .{name} is in view"
+            self.page.evaluate("""(name) => {
+                const {content} = jupyterapp.shell.currentWidget;
+                const holds = (cell) => JSON.stringify(cell.outputs?.toJSON() ?? []).includes(name);
+                return content.scrollToItem([...content.model.cells].findIndex(holds), "start");
+            }""", name)
+            self.page.wait_for_timeout(200)
+        found.scroll_into_view_if_needed()
+        return found
+
+    def stumbles(self) -> list[str]:
+        "Errors and warnings among the outputs."
+        return self.page.evaluate("""() => [...jupyterapp.shell.currentWidget.content.model.cells]
+            .flatMap((cell) => cell.outputs?.toJSON() ?? [])
+            .filter((output) => output.output_type === "error" || output.name === "stderr")
+            .map((output) => output.evalue ?? String(output.text))""")
 
     def python(self, code: str) -> str:
         "What some code prints in the notebook's kernel."
@@ -353,50 +377,127 @@ class Lab:
 
     def becomes(self, code: str, wanted: str, seconds: float = 5):
         end = time.time() + seconds
-        while (value := self.python(code)) != wanted:
+        while (value := self.python(f"print({code})")) != wanted:
             assert time.time() < end, f"{code}: {value}, not {wanted}"
             time.sleep(0.1)
 
-    def close(self):
+    def leave(self):
+        "The chapter ends, and its kernel with it."
+        self.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         self.page.close()
+
+    def close(self):
         self.server.terminate()
         self.server.wait(60)  # it ends its kernels first
 
 
-@pytest.fixture
-def lab(browser, tmp_path, root):
-    lab = Lab(browser, tmp_path, root / "nbs" / "22_explorers.ipynb")
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory, root):
+    chapters = [root / "nbs" / f"{name}.ipynb" for name in LIVE]
+    lab = Lab(browser, tmp_path_factory.mktemp("lab"), *chapters)
     yield lab
     lab.close()
 
 
-def test_chapter_22_lives_in_jupyterlab(lab):
-    page = lab.open("22_explorers.ipynb")
-    lab.run_all()
-    shown = lambda kind: page.locator(f".jp-OutputArea-output .tgx-{kind}").first
+def slid(page, slider, part: float):
+    "Take the slider's thumb with the mouse to a part of its way."
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
 
-    slider = shown("attention").locator("input[data-name=token]")
+
+def attention_lives(lab, shown, name: str):
+    page, picture = lab.page, shown("attention")
+    slider, said = picture.locator("input[data-name=token]"), picture.locator(".tgx-say")
     slider.scroll_into_view_if_needed()
-    lab.python("explorer.token = 20")
+    lab.python(f"{name}.token = 20")
     sync_api.expect(slider).to_have_value("20")  # Python moves the picture
+    before = said.inner_text()
     slider.focus()
     page.keyboard.press("ArrowLeft")  # the reader moves Python
-    lab.becomes("print(explorer.token)", "19")
-    assert slider.evaluate("(el) => el === document.activeElement")
-    box = shown("attention").locator(".tgx-arcs").bounding_box()
-    page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 5.5 / 44)
-    lab.becomes("print(explorer.token)", "5")
+    lab.becomes(f"{name}.token", "19")
+    assert said.inner_text() != before and slider.evaluate("(el) => el === document.activeElement")
+    slid(page, slider, 0)
+    lab.becomes(f"{name}.token", "0")
+    rows, list = int(lab.python(f"print(len({name}.data['tokens']))")), picture.locator(".tgx-arcs")
+    list.scroll_into_view_if_needed()
+    box = list.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 5.5 / rows)  # hover
+    lab.becomes(f"{name}.token", "5")
+    lab.python(f"{name}.layer, {name}.head = 2, 0")
+    picture.locator(".tgx-thumb[aria-pressed=true]").focus()
+    page.keyboard.press("ArrowRight")
+    lab.becomes(f"({name}.layer, {name}.head)", "(2, 1)")
+    assert picture.locator(".tgx-name").inner_text() == "Layer 2, head 1"
+    best = float(lab.python(f"print({name}.weights[5].max().item())"))
+    assert float(re.search(r"\(([\d.]+) %\)", said.inner_text())[1]) == pytest.approx(100 * best, abs=0.51)
 
-    lab.python("sampling.new, sampling.temperature, sampling.top_k = [], 1.0, 0")
-    row = shown("sampling").locator(".tgx-bet").nth(8)  # far from the baked tree: the kernel reads on
+
+def sampling_lives(lab, shown, name: str):
+    page, picture = lab.page, shown("sampling")
+    lab.python(f"{name}.new, {name}.temperature, {name}.top_k = [], 1.0, 0")
+    row = picture.locator(".tgx-bet").nth(8)  # far from the baked tree: the kernel reads on
     row.scroll_into_view_if_needed()
     row.click()
-    lab.becomes("print(len(sampling.new), list(sampling.tree) == [str(sampling.new[0])])", "1 True")
-    sync_api.expect(shown("sampling").locator(".tgx-bet").first).to_be_visible()
+    lab.becomes(f"len({name}.new), list({name}.tree) == [str({name}.new[0])]", "1 True")
+    sync_api.expect(picture.locator(".tgx-bet").first).to_be_visible()
+    for knob in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"):
+        slider = picture.locator(f"input[data-name={knob}]")
+        before = picture.locator(".tgx-value").all_inner_texts()
+        slider.focus()
+        page.keyboard.press("Home" if knob == "top_p" else "End")
+        lab.becomes(f"{name}.{knob}", str(float(slider.input_value())) if knob != "top_k" else slider.input_value())
+        assert picture.locator(".tgx-value").all_inner_texts() != before, knob
+        likeliest = float(lab.python(f"print({name}.probs.max().item())"))  # chapter 12's code, and the page's
+        shares = [float(text.strip("<% ")) for text in picture.locator(".tgx-bet:visible .tgx-value").all_inner_texts() if text != "cut"]
+        assert max(shares) == pytest.approx(100 * likeliest, abs=0.51), knob
+        lab.python(f"{name}.set_trait('{knob}', type({name}).{knob}.default_value)")
+        sync_api.expect(slider).to_have_value({"temperature": "1", "top_p": "1", "repetition_penalty": "1"}.get(knob, "0"))
+    slid(page, picture.locator("input[data-name=temperature]"), 0.95)
+    assert float(lab.python(f"print({name}.temperature)")) > 1.6
 
+
+def chapter_22_lives(lab, shown):
+    attention_lives(lab, shown, "explorer")
+    sampling_lives(lab, shown, "sampling")
+
+
+def chapter_21c_lives(lab, shown):
     text = shown("tokenizer").locator("textarea")
     text.scroll_into_view_if_needed()
     text.fill("")
     text.press_sequentially("add a")  # letters that are commands of JupyterLab
-    lab.becomes("print(cutter.text, cutter.ids == tokenizer.encode('add a'))", "add a True")
-    assert not lab.errors
+    lab.becomes("cutter.text, cutter.ids == tokenizer.encode('add a')", "add a True")
+    slider = shown("rope").locator("input[data-name=distance]")
+    slider.scroll_into_view_if_needed()
+    slider.focus()
+    lab.page.keyboard.press("ArrowRight")
+    lab.becomes("rope.distance", slider.input_value())
+
+
+# Chapters that hold explorers, and what is tried in each.
+LIVE = {
+    "05_attention": lambda lab, shown: attention_lives(lab, shown, "heads"),
+    "12_sampling": lambda lab, shown: sampling_lives(lab, shown, "knobs"),
+    "21c_widgets": chapter_21c_lives,
+    "22_explorers": chapter_22_lives,
+}
+
+
+@pytest.mark.parametrize("chapter", LIVE)
+def test_a_chapter_lives_in_jupyterlab(lab, chapter):
+    page = lab.open(f"{chapter}.ipynb")
+    still = lab.look_at("tgx-still")  # nobody has trusted this copy yet
+    page.wait_for_function("(img) => img.complete && img.naturalWidth > 100", arg=still.locator("img").element_handle())
+    sync_api.expect(still).to_contain_text("Trust Notebook", use_inner_text=True)
+    assert not page.locator(".tgx").count()
+    lab.run_all()
+    LIVE[chapter](lab, lambda kind: page.locator(f".jp-OutputArea-output .tgx-{kind}").first)
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector(".tgx[data-theme=dark]")
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    page.wait_for_selector(".tgx[data-theme=light]")
+    assert not lab.stumbles() and not lab.errors
+    lab.leave()
