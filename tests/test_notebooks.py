@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import run_notebooks
 import sync_notebooks
+import twice
 
 FRONT = '---\ntitle: "05 · Attention"\noutput-file: attention.html\n---'
 TITLE = "# Attention\n> How a token looks back."
@@ -259,3 +260,37 @@ def test_chapters_are_found_by_number_word_and_path(book: Path):
         assert run_notebooks.find([name], nbs) == [nbs / "04_rope.ipynb"]
     with pytest.raises(ValueError, match="04_rope, 06_model"):
         run_notebooks.find(["07"], nbs)
+
+
+# --- twice in one kernel -------------------------------------------------------------------------------------
+
+
+def test_a_chapter_that_runs_well_twice(book: Path):
+    path = write(book, [code("x = 1"), md("words"), code("x += 1\nassert x == 2\nprint('fine')")])
+    before = path.read_bytes()
+    assert list(twice.run_twice(path)) == [] and path.read_bytes() == before
+
+
+def test_what_a_reader_would_stumble_on(book: Path):
+    "Each fault shows where it should: state left by the first run, a warning, a call to a server, a file left behind."
+    faults = [
+        code("fine = 'seen' not in globals()\nseen = True"),
+        code("import warnings\nwarnings.warn('careful')"),
+        code("import socket\ntry: socket.create_connection(('192.0.2.1', 80))\nexcept OSError as error: print(error, file=__import__('sys').stderr)"),
+        code("open('left.txt', 'w').close()"),
+        code("assert fine, 'the first run is still here'"),
+    ]
+    found = list(twice.run_twice(write(book, faults)))
+    for line, words in zip(found, ("cell 3, first run: ", "cell 4, first run: a call to 192.0.2.1: chapters run offline", "cell 3, second run: ",
+                                   "cell 4, second run: a call", "cell 6, second run: AssertionError: the first run is still here",
+                                   "left behind: left.txt"), strict=True):
+        assert words in line, found
+    assert "UserWarning: careful" in found[0]
+
+
+def test_twice_says_how_it_ended(capsys: pytest.CaptureFixture, book: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(twice, "ROOT", book)
+    write(book, [code("import sys; print('oh', file=sys.stderr)")])
+    assert twice.main(["04"]) == 0 and capsys.readouterr().out.startswith("04_rope: well, ")
+    assert twice.main(["05"]) == 1 and "05_attention: stumbles" in (out := capsys.readouterr().out) and "cell 2, first run: oh" in out
+    assert twice.main(["99"]) == 2 and "'99' is no chapter" in capsys.readouterr().err
