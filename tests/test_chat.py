@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tinygpt.chat import Chat, Memory, fit
-from tinygpt.chatting import ACTIONS
+from tinygpt.chatting import ACTIONS, read_request
 from tinygpt.cli import main
 from tinygpt.conversations import TEMPLATES, read_conversations
 from tinygpt.generation import generate
@@ -275,7 +275,8 @@ def test_a_tokenizer_without_turns():
 def folder(tmp_path_factory):
     "Runs of random models: an assistant, a base that reserves the tokens of turns, and one that knows none."
     folder = tmp_path_factory.mktemp("chat")
-    for name, tokenizer, config in [("assistant", TOKENIZER, {"base": "x", "chat": {"template": "tales"}}), ("base", TOKENIZER, {"data": {}}),
+    for name, tokenizer, config in [("assistant", TOKENIZER, {"base": "tales", "chat": {"template": "tales"}}),
+                                    ("gardener", TOKENIZER, {"base": "/home/me/runs/garden", "chat": {"template": "tales", "source": "/home/me/questions.jsonl"}}), ("base", TOKENIZER, {"data": {}}),
                                     ("plain", ByteTokenizer(), {"data": {}}), ("alpaca", ByteTokenizer(), {"chat": {"template": "alpaca"}})]:
         run = folder / "runs" / name
         run.mkdir(parents=True)
@@ -336,27 +337,45 @@ def test_a_tale_to_ask_about(typed, tmp_path):
 
 def test_a_long_message_and_a_long_conversation(typed):
     code, out, err = typed("Hi\\\nthere\n" + "word " * 300 + "\n" + "How are you?\n" * 20)
-    assert code == 2 and err.count("tinygpt: chat: the message takes") == 1 and err.count("from now on the oldest turns are forgotten") == 1
+    assert code == 2 and err.count("tinygpt: chat: no room: the message takes") == 1 and err.count("from now on the oldest turns are forgotten") == 1
     assert len(out.splitlines()) >= 21
 
 
 def test_the_latest_assistant_is_taken(typed):
     code, out, err = typed("Hi", "--temperature", "0")
-    assert code == 0 and err.startswith("using runs/a")
+    assert code == 0 and err.startswith("using runs/")
     assert typed("Hi", "runs/assistant", "--quantize", "int8")[0] == 0
     assert typed("Hi", "runs/alpaca")[0] == 0
 
 
 def test_a_base_model_is_told_to_learn_first(typed):
-    code, out, err = typed("Hi", "runs/base")
-    assert code == 0 and "never a conversation" in err and "tinygpt finetune --base runs/base" in err
-    code, out, err = typed("Hi", "runs/plain")
-    assert code == 2 and out == "" and len(err.splitlines()) == 1 and "tinygpt finetune --base runs/plain" in err
-    assert typed("Hi", "runs/plain", "--template", "alpaca")[0] == 0
+    for run in ("runs/base", "runs/plain"):
+        code, out, err = typed("Hi", run)
+        assert code == 2 and out == "" and len(err.splitlines()) == 1 and "never " in err and f"tinygpt finetune --base {run} --data" in err
+    assert typed("Hi", "runs/plain", "--template", "alpaca")[0] == typed("Hi", "runs/base", "--template", "tales")[0] == 0
+
+
+def test_a_model_of_other_texts_is_not_asked_about_tales(typed):
+    code, _, err = typed("/help\n/tale", "runs/gardener")
+    assert code == 2 and "/tale is for models" in err and "new tale to ask" not in err
+
+
+def test_a_reply_is_short_unless_said_and_its_seed_is_shown(folder, monkeypatch, capsys):
+    assert read_request([])[1]["max_new_tokens"] == 60 and read_request(["--max_new_tokens", "7"])[1]["max_new_tokens"] == 7
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi"))
+    assert main(["chat", "runs/assistant"]) == 0
+    out, err = capsys.readouterr()
+    seed = err.strip().rpartition(" ")[2].rstrip(")")
+    assert f"(again with --seed {seed})" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi"))
+    assert main(["chat", "runs/assistant", "--seed", seed]) == 0
+    again, err = capsys.readouterr()
+    assert again == out and "again with" not in err
 
 
 @pytest.mark.parametrize(("argv", "says"), [
-    ("runs/none", "runs/none"), ("runs/assistant --template x", "template='x' is unknown; choose from tales"),
+    ("nosuch", "there is runs/alpaca, runs/assistant, runs/base"), ("runs/assistant --template x", "template='x' is unknown; choose from tales"),
     ("runs/assistant --template none.jinja", "none.jinja"), ("runs/plain --template chatml", "lacks <|im_start|>"),
     ("runs/assistant --temperature -1", "chat: --temperature -1"), ("runs/assistant --quantize int2", "invalid choice"),
     ("runs/assistant --sliding", "unknown argument '--sliding'"), ("runs/assistant Hi", "say it when the conversation has begun"),
@@ -447,7 +466,7 @@ def test_on_a_terminal_a_question_is_mended(folder):
         assert one.end() == 0, one.screen
     talk = list(read_conversations(folder / "a.jsonl"))[0]
     assert talk[0]["content"] == "Where is she?" and len(talk) == 2, one.screen
-    assert "Ctrl-D ends" in one.screen and "/tale tells one" in one.screen and "Traceback" not in one.screen
+    assert "Ctrl-D ends" in one.screen and "/tale tells one. Or type: Anna" in one.screen and "Traceback" not in one.screen
 
 
 @needs_terminal

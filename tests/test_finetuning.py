@@ -14,7 +14,7 @@ from test_sft import make_base, write
 from tinygpt.cli import main
 from tinygpt.runs import config_fields, find_checkpoint, load, read_run_config
 from tinygpt.sft import TuneConfig
-from tinygpt.tokenizer import ByteTokenizer
+from tinygpt.tokenizer import ByteTokenizer, CharTokenizer
 
 TALKS = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n + 1}."}] for n in range(20)]
 QUICK = [
@@ -29,6 +29,7 @@ def begun(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("begun")
     make_base(folder / "base", ByteTokenizer())
     make_base(folder / "other", ByteTokenizer(), d_model=16)
+    make_base(folder / "letters", CharTokenizer("abc\n#:", special_tokens=("<|endoftext|>",)))
     write(folder / "talks.jsonl", TALKS)
     (folder / "empty.jsonl").write_text(json.dumps({"question": "Why?", "answer": "Because."}) + "\n" + json.dumps({"question": "Why?", "answer": ""}) + "\n")
     (folder / "fields.jsonl").write_text(json.dumps({"prompt": "Why?", "reply": "Because."}) + "\n")
@@ -65,13 +66,17 @@ def test_help_lists_every_field_with_its_meaning(capsys):
 REFUSED = {
     "nothing to learn": (["--base", "base"], "give --data FILE"),
     "no such file": (["--base", "base", "--data", "nothing.json"], "chat.source='nothing.json' is not there"),
+    "no such base, and no data": (["--base", "bse"], "bse: neither a run directory nor a checkpoint; "),
+    "misspelt field, and no data": (["--chat.epoch", "2"], "did you mean chat.epochs?"),
+    "a folder of data": (["--base", "base", "--data", "."], "chat.source='.' is a folder; give one .json"),
+    "a letter that the base lacks": (["--base", "letters", "--data", "talks.jsonl", "--chat.template", "alpaca"], "talks.jsonl, line 1: encode: text["),
     "no such base": (["--base", "bse", "--data", "talks.jsonl"], "bse: neither a run directory nor a checkpoint"),
     "unknown method": (["--base", "base", "--data", "talks.jsonl", "--method", "lroa"], "method='lroa' is unknown; did you mean lora?"),
     "unknown template": (["--base", "base", "--data", "talks.jsonl", "--chat.template", "tale"], "template='tale' is unknown"),
     "missing fields": (["--base", "base", "--data", "fields.jsonl"], "line 1: fields prompt, reply"),
     "empty answer": (["--base", "base", "--data", "empty.jsonl"], "line 2: answer is empty"),
     "no JSON": (["--base", "base", "--data", "broken.json"], "line 1 is not JSON"),
-    "all too long": (["--base", "base", "--data", "long.jsonl"], "none is left; longer than the context of 96: "),
+    "all too long": (["--base", "base", "--data", "long.jsonl"], "train a base with a longer model.context_length"),
     "misspelt field": (["--base", "base", "--data", "talks.jsonl", "--chat.epoch", "2"], "did you mean chat.epochs?"),
     "a field of train": (["--base", "base", "--data", "talks.jsonl", "--lr", "2"], "did you mean --optim.lr?"),
     "a wrong rank": (["--base", "base", "--data", "talks.jsonl", "--method", "lora", "--lora.rank", "0"], "lora.rank=0 must be 1 or more"),

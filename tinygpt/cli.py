@@ -158,7 +158,7 @@ def fields_help(kind: str = "train") -> str:
             says = ": ".join(filter(None, (comments.get(f.name), choices)))
             default = getattr(value, f.name)
             shown = default if isinstance(default, str | tuple) else json.dumps(default)  # as YAML writes it: null, true
-            lines.append(f"  {'--' + name:26} {says} [{shown}]")
+            lines.append(f"  {'--' + name:28} {says} [{shown}]")
     return "\n".join(lines)
 
 
@@ -168,7 +168,7 @@ def recipes_help(kind: str = "train") -> str:
 
     first = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(". ")[0].rstrip(":")
              for name, path in recipes(kind).items()}
-    return "\n".join(f"  {name:18} {line}" for name, line in first.items())
+    return "\n".join(f"  {name:20} {line}" for name, line in first.items())
 
 # %% ../nbs/23_cli.ipynb #f9410d9a
 class Chosen(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reply_to', 'take_exam', 'grade', 'marks_table', 'examine', 'show_replies', 'with_exam', 'wire_tuning', 'report_tuned',
-           'tuning_config', 'do_finetune']
+           'tuning_config', 'tuning_fields', 'do_finetune']
 
 # %% ../nbs/23f_finetuning.ipynb #cf23514c
 import json
@@ -24,7 +24,8 @@ from .model import GPT
 from tinygpt.runs import (
     config_to_yaml, find_checkpoint, load, make_config, read_config, read_facts, read_run_config, recipes,
 )
-from .sft import ChatData, TuneConfig, methods, open_chat_data, validate_replies
+from .sft import TuneConfig, methods
+from .replies import ChatData, open_chat_data, validate_replies
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/23f_finetuning.ipynb #7785b777
@@ -163,21 +164,30 @@ def tuning_config(
         overrides = {"chat.epochs": "null"} | overrides  # who counts in steps does not count in epochs
     if recipe is not None:
         return read_config(recipe, overrides, "finetune")
+    config = make_config({"chat.epochs": 3} | overrides, kind=TuneConfig)  # raises, whatever else is missing
+    base = find_checkpoint(config.base)
     if "chat.source" not in overrides:
         known = ", ".join(recipes("finetune"))
         raise ValueError(f"finetune: what is it to learn? give --data FILE, or a --recipe{f' ({known})' if known else ''}")
-    config = make_config({"chat.epochs": 3} | overrides, kind=TuneConfig)
     if "chat.template" not in overrides:  # the one that the base has tokens for
-        tokenizer = load_tokenizer(find_checkpoint(config.base).resolve().parents[1] / "tokenizer.json")
-        if guessed := guess_template(tokenizer):
+        if guessed := guess_template(load_tokenizer(base.resolve().parents[1] / "tokenizer.json")):
             config = make_config({"chat.epochs": 3, "chat.template": guessed.name} | overrides, kind=TuneConfig)
     return config
+
+
+def tuning_fields() -> str:
+    "Every field for the help, with what the command takes where nobody says anything."
+    text = fields_help("finetune")
+    for name, default in (("chat.source", "--data says it"), ("chat.template", "the one that the base has tokens for"),
+                          ("chat.epochs", "3, without --optim.steps"), ("optim.steps", "by chat.epochs")):
+        text = re.sub(rf"(?m)^(  --{name} .*) \[[^\[]*\]$", rf"\1 [{default}]", text)
+    return text
 
 
 def do_finetune(argv: Sequence[str]) -> int:
     "Teach a trained model to answer, or go on with a run that does."
     parser = Parser("finetune", "Teach a trained model to answer: by a recipe, or from a base and a file of conversations.", """
-        tinygpt finetune --base tales --data tales-questions
+        tinygpt finetune --base tales-base --data tales-questions
         tinygpt finetune --base runs/mine --data chats.jsonl --chat.template chatml --chat.epochs 2
         tinygpt finetune --base runs/mine --data alpaca.json --method lora --lora.rank 4
         tinygpt finetune --resume runs/tales-sft
@@ -185,7 +195,8 @@ def do_finetune(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--recipe", help="a recipe's name or a YAML file")
     add("--base", metavar="MODEL", help="what is fine-tuned: a run, a checkpoint, or a shipped model [tales]")
-    add("--data", metavar="FILE", help="conversations: .json or .jsonl, hf:owner/name, or tales-questions")
+    add("--data", metavar="FILE", help='conversations: .json or .jsonl, one {"question": "...", "answer": "..."} a line (or '
+        "messages, ShareGPT, Alpaca); hf:owner/name; or tales-questions")
     add("--method", help=f"how: {', '.join(methods())} [sft]")
     add("--resume", metavar="RUN", help="go on with a run that was stopped, from its last checkpoint")
     add("--questions", type=whole, default=100, metavar="N", help="of the Tales that each validation asks, if these are learned [100]")
@@ -195,7 +206,7 @@ def do_finetune(argv: Sequence[str]) -> int:
         parser.usage = "tinygpt finetune [--recipe RECIPE] [--base MODEL] [--data FILE] [--method METHOD] [--SECTION.FIELD VALUE ...]\n" \
                        "       tinygpt finetune --resume RUN"
         parser.epilog += f"\n\nrecipes:\n{recipes_help('finetune')}" if recipes("finetune") else ""
-        parser.epilog += "\n\nfields, with their defaults before the recipe:" + fields_help("finetune")
+        parser.epilog += "\n\nfields, and what they are without a recipe:" + tuning_fields()
     overrides, rest = split_overrides(argv)
     args = parser.parse(rest)
     overrides |= {field: given for field, given in (("base", args.base), ("chat.source", args.data), ("method", args.method)) if given}

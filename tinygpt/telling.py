@@ -29,7 +29,12 @@ from .speculation import DraftStats, drafting, load_draft
 from .tokenizer import Tokenizer
 
 # %% ../nbs/23c_telling.ipynb #79aba416
-def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0, sliding: bool = True) -> None:
+def add_sampling(
+    parser: argparse.ArgumentParser,
+    temperature: float = 1.0,
+    sliding: bool = True,
+    longest: int | None = None,  # tokens of a text; None: as many as fit
+) -> None:
     "The options of everything that writes text; a conversation does not slide."
     add = parser.add_argument_group("how the next token is chosen").add_argument
     add("--temperature", type=number, default=temperature, metavar="X",
@@ -42,7 +47,7 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float = 1.0, slid
     add("--presence_penalty", type=number, default=0.0, metavar="X", help="off the score, if a token was written at all [0]")
     add("--seed", type=whole, metavar="N", help="writes the same text again [a new one each time, which is shown]")
     add = parser.add_argument_group("where a text ends").add_argument
-    add("--max_new_tokens", type=whole, metavar="N", help="longest continuation [as many as fit]")
+    add("--max_new_tokens", type=whole, default=longest, metavar="N", help=f"longest continuation, in tokens [{longest or 'as many as fit'}]")
     add("--stop", action="append", default=[], metavar="TEXT", help=r"end before TEXT; may be given again; \n is a new line")
     if sliding:
         add("--sliding", action="store_true", help="go on past the context, with only the latest tokens in view")
