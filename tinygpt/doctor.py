@@ -172,7 +172,7 @@ def look_at_book() -> Iterator[Finding]:
         yield Finding(name, True if there else None, "there" if there else f"not found; {use}")
 
 # %% ../nbs/23d_doctor.ipynb #888473de
-CHECKS = (look_at_python, look_at_packages, look_at_torch, look_at_machine, look_at_shipped, look_at_book)
+CHECKS = (look_at_python, look_at_packages, look_at_torch, look_at_machine, look_at_shipped, look_at_book)  # in this order
 
 
 def do_doctor(argv: Sequence[str]) -> int:

@@ -247,7 +247,7 @@ def retold_answers(turns: Sequence[Turn], i: int, n: int, rng: random.Random, wo
 
 # %% ../nbs/09b_exams.ipynb #71b8cd16
 CASE_KINDS = ("how a tale opens", "who is where", "how many", "who has the toy", "where the pet is",
-              "a question answered", "how a tale closes")
+              "a question answered", "how a tale closes")  # what a case can ask for
 DECIDED_BY = {"place": ("place",), "number": ("number", "gift"), "toy": ("gift", "box"), "pet": ("place",)}
 
 def case_kind(turns: Sequence[Turn], i: int) -> str | None: # None: nothing to ask here

@@ -191,8 +191,7 @@ class TokenizerExplorer(Explorer):
         return still_tokens([(token_text(self.tokenizer, id), (BLUE, ORANGE, GREEN)[i % 3]) for i, id in enumerate(ids)])
 
 # %% ../nbs/21c_widgets.ipynb #2de5002a
-# Assumed: bytes a second that a machine reads from memory, and operations a second that it computes.
-MACHINES = {"laptop": {"bandwidth": 4e10, "flops": 4e11}, "GPU": {"bandwidth": 3.35e12, "flops": 9.9e14}}
+MACHINES = {"laptop": {"bandwidth": 4e10, "flops": 4e11}, "GPU": {"bandwidth": 3.35e12, "flops": 9.9e14}} # assumed: bytes read, operations computed, a second
 
 class CacheExplorer(Explorer):
     """What a KV cache takes and saves, by arithmetic: bytes, and the least time of a token.

@@ -231,7 +231,7 @@ class Lexicon:
                 raise ValueError(f"Lexicon: {name}={getattr(self, name)} is fewer than {least}; add some")
 
 NUMBERS = ("none one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five").split()
+    "seventeen eighteen nineteen twenty twenty-one twenty-two twenty-three twenty-four twenty-five").split() # how tales write 0 to 25
 
 # %% ../nbs/00_worlds.ipynb #9e68d9bf
 @dataclass
