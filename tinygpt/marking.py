@@ -213,11 +213,11 @@ def ask(
 
 # %% ../nbs/16a_marking.ipynb #ed11ec66
 def messages(talk: list[Question]) -> list[dict[str, str]]:
-    "A conversation as chat messages: the tale stands before the first question."
+    "A conversation as chat messages: the tale stands before the first question, half the time on the same line."
     turns = []
     for i, q in enumerate(talk):
-        turns += [{"role": "user", "content": q.question if i else f"{q.tale}\n{q.question}"},
-                  {"role": "assistant", "content": q.answer}]
+        before = "" if i else q.tale + "\n "[len(q.tale) % 2]
+        turns += [{"role": "user", "content": before + q.question}, {"role": "assistant", "content": q.answer}]
     return turns
 
 # %% ../nbs/16a_marking.ipynb #420e3ce8
@@ -257,7 +257,9 @@ def read_questions(
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         said = [m["content"] for m in entry["messages"]]
-        tale, _, said[0] = said[0].rpartition("\n")
+        kind, wording, slots = entry["checks"][0].values()
+        question = fill((KINDS[kind].ask + KINDS[kind].held)[wording], slots)
+        tale, said[0] = said[0].removesuffix(question)[:-1], question
         talks.append([Question(tale, question, answer, **check)
                       for question, answer, check in zip(said[::2], said[1::2], entry["checks"], strict=True)])
     return talks
