@@ -51,6 +51,7 @@ def browser():
 def page(browser):
     "A page that may ask no server for anything, and whose errors are ours."
     page, asked, errors = browser.new_page(viewport={"width": 1000, "height": 900}), [], []
+    page.set_default_timeout(120_000)  # a busy machine is no fault
     page.route(re.compile("^(?!file:|data:|blob:|about:)"), lambda route: (asked.append(route.request.url), route.abort()))
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
@@ -123,7 +124,9 @@ def test_a_saved_page_answers_to_keys_in_light_and_dark_wide_and_narrow(page, ev
     page.emulate_media(color_scheme="dark")
     for light, sign in ((False, ""), (True, "document.body.dataset.jpThemeLight = 'true'"), (False, "document.body.dataset.jpThemeLight = 'false'"),
                         (False, "delete document.body.dataset.jpThemeLight; document.body.className = 'quarto-dark'"),
-                        (True, "document.body.className = 'quarto-light'")):
+                        (True, "document.body.className = 'quarto-light'"),
+                        (False, "document.body.className = ''; document.documentElement.dataset.bsTheme = 'dark'"),
+                        (True, "document.documentElement.dataset.bsTheme = 'light'")):
         page.evaluate(f"() => {{ {sign}; }}")
         page.wait_for_function(f"document.querySelector('.tgx').dataset.theme === '{'light' if light else 'dark'}'")
     page.set_viewport_size({"width": 360, "height": 700})
@@ -334,10 +337,10 @@ class Lab:
 
     def open(self, name: str):
         self.page = self.browser.new_page(viewport={"width": 1300, "height": 1000})
+        self.page.set_default_timeout(120_000)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{self.url}/tree/{name}", timeout=120_000)
-        self.page.wait_for_function(
-            "globalThis.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
+        self.page.goto(f"{self.url}/tree/{name}")
+        self.page.wait_for_function("globalThis.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
         return self.page
 
     def run_all(self):

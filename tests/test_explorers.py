@@ -6,6 +6,7 @@ import json
 import math
 import unicodedata
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from tinygpt.explorers import (
 from tinygpt.pictures import attention_data, attention_weights_in, bake, capture_scores, script, style, to_html, token_text, visible
 from tinygpt.attention import capture_attention
 from tinygpt.rope import Rope
-from tinygpt.widgets import js_pattern
 from tinygpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from tinygpt.widgets import js_pattern
 from tinygpt.worlds import shipped
 
 KINDS = ["attention", "sampling", "tokenizer", "rope", "cache", "monitor", "speculation", "mask"]
@@ -162,6 +163,30 @@ def test_the_monitor_waits_between_pictures_and_ends_whole():
 def test_a_replayed_run_is_the_shipped_one():
     monitor = TrainingMonitor(shipped("models/tales"))
     assert monitor.total == 10_000 and monitor.data["rungs"]["floor"] < 0.2 and len(monitor.to_html()) < 60_000
+
+
+def test_a_run_of_fine_tuning_is_replayed_without_rungs():
+    monitor = TrainingMonitor(shipped("models/tales-chat"))
+    assert monitor.rungs is None and monitor.total == 5000 and monitor.summary.startswith("Training: 0.0")
+    assert "<polyline" in monitor.still and monitor.data["rungs"] is None
+
+
+def test_every_still_picture_is_whole_and_holds_texts_alone(model, tokenizer):  # noqa: F811
+    "SVG that a parser accepts, without scripts, links and elements of others, whatever the tokens say."
+    texts = hostile_texts(120)
+    stills = [
+        pictures.still_tokens([(text, pictures.BLUE) for text in texts]),
+        pictures.still_bars([(text, 0.5 / (1 + i)) for i, text in enumerate(texts[:12])]),
+        pictures.still_matrix(torch.eye(120), texts, 3),
+        AttentionExplorer(make(300, context_length=128), None, [1] * 128).still, SamplingExplorer(model, tokenizer, [1]).still, TokenizerExplorer(tokenizer, "".join(texts)).still,
+        RopeExplorer(Rope(8, 2)).still, CacheExplorer(model.cfg, max_len=1).still, CacheExplorer(model.cfg, window=16).still,
+        SpeculationStrip(model, "lookup", tokenizer, [1, 2, 1, 2], n_new=4).still, LossMaskView([1, 2], [True, False], tokenizer).still,
+    ]
+    for still in stills:
+        parts = list(ElementTree.fromstring(still).iter())
+        assert {part.tag.removeprefix("{http://www.w3.org/2000/svg}") for part in parts} <= {"svg", "rect", "text", "path", "polyline", "line"}
+        assert not [name for part in parts for name in part.attrib if "href" in name or name.startswith("on")] and len(still) < 40_000
+    assert TokenizerExplorer(CharTokenizer.train("abc"), "z").still == "" and TrainingMonitor().still == ""
 
 
 def test_js_patterns_keep_what_they_do_not_know():

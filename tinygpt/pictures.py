@@ -22,6 +22,7 @@ from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from itertools import count, groupby
 from pathlib import Path
 
 import torch
@@ -138,8 +139,7 @@ def still_bars(
 ) -> str: # SVG
     "Shares as bars, one below the other."
     still, most = Still(height=24 * len(rows) + 16), max(share for _, share in rows)
-    for i, (text, share) in enumerate(rows):
-        y = 20 + 24 * i
+    for y, (text, share) in zip(count(20, 24), rows):
         still.write(130, y, visible(text)[:16], "end", fill=INK)
         still.add("rect", x=140, y=y - 7, width=f"{440 * share / most:.1f}", height=14, rx=2, fill=BLUE)
         still.write(668, y, f"{share:.1%}", "end")
@@ -174,10 +174,8 @@ def still_lines(
             else:
                 still.add("line", x1=80, x2=656, y1=f"{where:.1f}", y2=f"{where:.1f}", stroke=LINE)
                 still.write(72, where, label, "end")
-    across, up = axes
     for line, colour in lines:
-        path = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in line)
-        still.add("polyline", points=path, fill="none", stroke=colour, stroke_width=2)
+        still.add("polyline", points=" ".join(f"{axes[0](a):.1f},{axes[1](b):.1f}" for a, b in line), fill="none", stroke=colour, stroke_width=2)
     still.write(14, 18, y, fill=INK)
     still.write(656, 230, x, "end", fill=INK)
     return still.svg()
@@ -190,18 +188,20 @@ def still_matrix(
     "Who looks at whom, darker for more, in eight shades."
     T, cell = len(tokens), max(4, min(16, 520 // len(tokens)))
     still = Still(160 + cell * T, 24 + cell * T)
-    shades = (weights.sqrt() * 8).round().int().tolist() # as the live picture, that small weights show
+    paths = dict.fromkeys(range(9), "") # of each shade, cells of a row in strokes: "M3 7h2" is 3 and 4 in row 7
+    for q, row in enumerate((weights.sqrt() * 8).round().int().tolist()): # the root, so that small weights show
+        for shade, run in groupby(range(q + 1), key=row.__getitem__):
+            run = list(run)
+            paths[shade] += f"M{run[0]} {q}h{len(run)}"
     for shade in range(1, 9):
-        path = "".join(f"M{148 + cell * k} {12 + cell * q}h{cell}v{cell}h-{cell}z" for q in range(T) for k in range(q + 1) if shades[q][k] == shade)
-        if path: still.add("path", d=path, fill=BLUE, fill_opacity=shade / 8)
+        still.add("path", d=paths[shade] or "M0 0", stroke=BLUE, stroke_opacity=shade / 8, transform=f"translate(148 {12 + cell / 2}) scale({cell})")
     still.add("rect", x=148, y=12 + cell * focus, width=cell * (focus + 1), height=cell, fill="none", stroke=INK)
     for i, text in enumerate(tokens):
         if cell > 7 or i == focus: still.write(142, 12 + cell * (i + 0.5), visible(text)[:16], "end", font_size=max(9, cell - 2), fill=INK if i == focus else SOFT)
     return still.svg()
 
 # %% ../nbs/21b_pictures.ipynb #175ff340
-ASLEEP = ("This picture stands still because no script runs here. To wake it, run its cell, or choose “Trust Notebook” in JupyterLab's "
-          "command palette (Ctrl+Shift+C).") # said below every still picture
+ASLEEP = "A still picture, for no script runs here. To wake it, run its cell, or choose “Trust Notebook” among JupyterLab's commands (Ctrl+Shift+C)." # said below
 
 def to_html(
     kind: str, # of an explorer, such as "attention"
