@@ -180,7 +180,7 @@ class Program(Products):
         self.do(torch.mul, gate, up, out=h)
         return self.linear([m.down], h, add_to)
 
-# %% ../nbs/13b_decode.ipynb #5d94982d
+# %% ../nbs/13b_decode.ipynb #7e75d023
 class Moment:
     "What differs between steps of one shape: the tokens, where their keys go, what they see, how far they are turned."
 
@@ -193,7 +193,8 @@ class Moment:
                 wide = torch.promote_types(like.dtype, torch.float32) # angles are not rounded to halves
                 self.eye, one = torch.eye(D, dtype=wide, device=like.device), like.new_ones(D, dtype=wide)
                 self.partner = rotate(self.eye, 0 * one, one, model.rope.layout) # (D, D)
-                self.turn = self.eye.new_zeros(B, T, D, D)
+                same = T == 1 and cache.pads is None # for all rows
+                self.turn = self.eye.new_zeros(1 if same else B, T, D, D)
                 self.tables = model.rope.cos[:, None], model.rope.sin[:, None] # (n, 1, D)
 
     def begin(self, ids: Tensor # (B, T)
@@ -245,7 +246,7 @@ class Moment:
         torch.mul(self.eye, cos.narrow(0, start, T), out=self.turn[0]).addcmul_(self.partner, sin.narrow(0, start, T))
         if len(self.turn) > 1: self.turn[1:] = self.turn[0]
 
-# %% ../nbs/13b_decode.ipynb #342b5b37
+# %% ../nbs/13b_decode.ipynb #f899751b
 def attention_call(
     now: Moment,
     layer: int,
@@ -261,9 +262,9 @@ def attention_call(
     # Query heads that share a key head stand in line, as tokens do: (B, K, G·T, D)
     q, y = (s.view(B, T, K, G, D).permute(0, 2, 3, 1, 4) for s in (q, y)) # (B, K, G, T, D)
     k, v = (s.view(B, T, K, D).transpose(1, 2) for s in (k, v)) # (B, K, T, D)
-    line = q.reshape(B * K, G * T, D) # for one text a view, as a rule; else a copy, made anew each time
-    is_view, nothing = line.data_ptr() == q.data_ptr(), q.new_zeros(1, 1, 1)
-    if is_view: y = y.view(line.shape)
+    alone = B * T == 1 and not cap
+    with torch.inference_mode(False): line = q.view(K, G, D) if alone else q.new_empty(B * K, G * T, D)
+    spread = line.view(q.shape)
 
     def attend():
         keys, values = cache.k[layer], cache.v[layer] # (B, K, S_max, D)
@@ -272,24 +273,26 @@ def attention_call(
             values.as_strided(*now.new).copy_(v)
             keys, values = keys.as_strided(*now.seen), values.as_strided(*now.seen) # (B·K, S, D)
         else: keys, values = (x.flatten(0, 1) for x in cache.update(layer, k, v, now.positions))
-        qs, minus = line if is_view else q.reshape(line.shape), now.minus
-        if B * T == 1 and not cap: z = F.scaled_dot_product_attention(qs[None], keys[None], values[None], minus)[0]
+        if alone: z = F.scaled_dot_product_attention(line[None], keys[None], values[None], now.minus)
         else:
-            scores = torch.baddbmm(nothing if minus is None or cap else minus, qs, keys.mT, alpha=D**-0.5) # (B·K, G·T, S)
-            if cap: scores = cap * torch.tanh(scores / cap) + (nothing if minus is None else minus)
+            torch.mul(q, D**-0.5, out=spread)
+            scores = torch.bmm(line, keys.mT) # (B·K, G·T, S)
+            if cap: scores = cap * torch.tanh(scores / cap)
+            if now.minus is not None: scores.add_(now.minus)
             z = torch.bmm(scores.softmax(-1), values) # (B·K, G·T, D)
         y.copy_(z.view(y.shape))
     return attend
 
-# %% ../nbs/13b_decode.ipynb #89cf41d3
+# %% ../nbs/13b_decode.ipynb #58130780
 def write_step(
     now: Moment,
     B: int,
     T: int,
 ) -> tuple[list[Callable], Callable]: # the calls of a step; the call that gives its logits
     "Decide, for this shape of ids, on the calls."
-    model, cfg, N, x, turn = now.model, now.model.cfg, B * T, now.x, now.turn
+    model, cfg, N, x = now.model, now.model.cfg, B * T, now.x
     H, K, D = cfg.n_heads, cfg.kv_heads, cfg.head_width
+    turn = None if now.turn is None else now.turn.flatten(0, 1).expand(N, D, D)
     p = Program(x)
     y = p.new(N, H * D) # what attention reads
     for layer, b in enumerate(model.blocks):
@@ -301,8 +304,8 @@ def write_step(
                 p.do(lambda norm, part: part.copy_(norm(part)), norm, part)
         if turn is not None:
             raw, qk = qk, p.new(N, H + K, D)
-            if qk.dtype == turn.dtype: p.do(torch.bmm, raw, turn.view(N, D, D), out=qk)
-            else: p.do(lambda x, y: y.copy_(x.to(turn.dtype) @ turn.view(N, D, D)), raw, qk)
+            if qk.dtype == turn.dtype: p.do(torch.bmm, raw, turn, out=qk)
+            else: p.do(lambda x, y: y.copy_(x.to(turn.dtype) @ turn), raw, qk)
         p.calls.append(attention_call(now, layer, qk[:, :H], qk[:, H:], v, y, B))
         p.linear([a.o], y, add_to=x)
         if not b.pre: p.do(Tensor.copy_, x, p.norm(b.attention_norm, x))
