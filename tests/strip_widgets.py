@@ -1,15 +1,17 @@
-"""Take the live half out of stored explorers: a page without a kernel would show it empty, beside the half that lives.
+"""Keep stored explorers fit for pages without a kernel: the live half goes, script and style are those of the package.
 
     python tests/strip_widgets.py                       # every chapter
     python tests/strip_widgets.py nbs/05_attention.ipynb
     python tests/strip_widgets.py --check               # say which, change nothing
 
-A cell that shows an explorer stores it twice: as a widget, which needs its kernel, and as HTML, which needs nothing.
+A cell that shows an explorer stores it twice: as a widget, which needs its kernel and would stand empty beside the
+other, and as HTML, which carries its script (tinygpt/static) and needs nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -28,15 +30,42 @@ def strip(notebook: dict) -> int:
     return gone
 
 
+def present(html: str) -> str:
+    "An explorer's HTML with the script and the style that the package has now."
+    from tinygpt.pictures import script, style  # here, for few notebooks have explorers, and torch takes its time
+
+    kind = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1])["kind"]
+    for start, end, now in (
+        ("<style>", "</style>", style(kind)),
+        ('<script type="module">', '\nstart("', script(kind)),
+    ):
+        before, rest = html.split(start, 1)
+        html = before + start + now + rest[rest.index(end) :]
+    return html
+
+
+def renew(notebook: dict) -> int:
+    "Bring stored explorers up to date; says how many were behind."
+    behind = 0
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            stored = output.get("data", {}).get("text/html", "")
+            html = "".join(stored)
+            if html.startswith('<div data-tgx="') and (now := present(html)) != html:
+                output["data"]["text/html"] = now.splitlines(keepends=True) if isinstance(stored, list) else now
+                behind += 1
+    return behind
+
+
 def main(arguments: list[str]) -> int:
     check = "--check" in arguments
     paths = [Path(a) for a in arguments if not a.startswith("-")] or sorted((ROOT / "nbs").glob("*.ipynb"))
     found = 0
     for path in paths:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if gone := strip(notebook):
+        if gone := strip(notebook) + renew(notebook):
             found += 1
-            print(f"{path.name}: {gone} widget{'s' * (gone > 1)} {'to strip; run make export' if check else 'stripped'}")
+            print(f"{path.name}: {gone} explorer{'s' * (gone > 1)} {'not fit to be stored; run make export' if check else 'mended'}")
             if not check:  # as nbdev_clean writes it
                 text = json.dumps(notebook, sort_keys=True, indent=1, ensure_ascii=False)
                 path.write_text(text + "\n", encoding="utf-8")
