@@ -34,8 +34,9 @@ from tinygpt import training
 from tinygpt.cache import KVCache
 from tinygpt.decode import DecodeStep
 from tinygpt.evaluation import evaluate_text
+from tinygpt.few_bits import int4_block, int8_digit
 from tinygpt.model import GPT, PRESETS
-from tinygpt.quantization import Int8Matrix, int4_block, int8_digit, quantize, weight_bytes
+from tinygpt.quantization import Int8Matrix, quantize, weight_bytes
 from tinygpt.runs import load, read_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -251,8 +251,10 @@ def test_prompts_that_share_a_beginning():
     assert_near(model(b[:, 20:], cache=cache), model(b)[:, 20:])
 
 
-def test_a_failed_forward_changes_nothing():
-    model = build({}, n_layers=3)
+@pytest.mark.parametrize("kind", [{}, {"window": 3}])
+def test_a_failed_forward_adds_nothing(kind):
+    "Where slots are used again it may have written over what is held: then everything is read anew."
+    model = build(kind, n_layers=3)
     ids = torch.randint(V, (1, 12))
     cache = KVCache(model.cfg, 1)
     with torch.no_grad():
@@ -262,7 +264,10 @@ def test_a_failed_forward_changes_nothing():
             model(ids[:, 5:9], cache=cache)
         del model.blocks[1].mlp.forward
         assert cache.length == 5
-        assert_near(model(ids[:, 5:], cache=cache), model(ids)[:, 5:])
+        if cache.is_rolling:
+            cache.truncate(0)
+        at = cache.length
+        assert_near(model(ids[:, at:], cache=cache), model(ids)[:, at:])
 
 
 def test_no_gradient_flows_through_a_cache():

@@ -18,11 +18,13 @@ import tinygpt
 from tinygpt.cache import KVCache, remember
 from tinygpt.decode import DecodeStep, decodable
 from tinygpt.evaluation import evaluate_text
+from tinygpt.few_bits import (
+    EVEN, from_int4, from_int8, int4_block, int8_digit, int8_product, one_row, pack_int4, to_int4, to_int8, unpack_int4,
+)  # fmt: skip
 from tinygpt.generation import generate
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.quantization import (
-    EVEN, Int4Matrix, Int8Matrix, Quantized, QuantEmbedding, QuantLinear, from_int4, from_int8, hollow, int4_block,
-    int8_digit, int8_product, one_row, pack_int4, quantize, settle, to_int4, to_int8, unpack_int4, weight_bytes,
+    Int4Matrix, Int8Matrix, Quantized, QuantEmbedding, QuantLinear, hollow, quantize, settle, weight_bytes,
 )  # fmt: skip
 from tinygpt.runs import load_checkpoint, pack_run, save_checkpoint, shipped_models
 
@@ -294,7 +296,8 @@ def test_a_file_from_another_processor(tmp_path):
 
 CHECK = """
 import torch
-from tinygpt.quantization import Int4Matrix, Int8Matrix, int4_block, int8_digit
+from tinygpt.few_bits import int4_block, int8_digit
+from tinygpt.quantization import Int4Matrix, Int8Matrix
 torch.manual_seed(0)
 x, w = torch.randn(3, 256), torch.randn(1000, 256)
 for matrix in (Int8Matrix(1000, 256), Int4Matrix(1000, 256, 64, int4_block() or 64)):

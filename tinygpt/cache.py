@@ -143,7 +143,8 @@ class KVCache(Slots):
     """The keys and values of the tokens read so far, in buffers that are made once and then written to.
 
     `model(ids, cache=cache)` reads ids as the continuation of what is held. `length` grows in the last layer's
-    `update`: a forward pass that fails changes nothing. No gradient flows into what is held.
+    `update`: a forward pass that fails adds nothing, and may be tried again. (But where slots are used again it may
+    have written over what is held: `truncate(0)` then, and read anew.) No gradient flows into what is held.
     Raises ValueError for more tokens than max_len, and for a batch, dtype or device not the cache's own."""
 
     def __init__(self,
