@@ -462,9 +462,24 @@ def sampling_lives(lab, shown, name: str):
     assert float(lab.python(f"print({name}.temperature)")) > 1.6
 
 
+def monitor_lives(lab, picture, name: str):
+    "A run that was drawn while it went on; its last step is known, and the reader can go back."
+    total = lab.python(f"{name}.at = None; print({name}.total)")
+    picture.scroll_into_view_if_needed()
+    sync_api.expect(picture.locator(".tgx-sum")).to_contain_text(f"step {total} of {total}")
+    slider = picture.locator("input[data-name=at]")
+    slider.focus()
+    lab.page.keyboard.press("Home")
+    lab.becomes(f"{name}.at", "0")
+    picture.get_by_role("button", name="Replay").click()
+    sync_api.expect(picture.locator(".tgx-sum")).to_contain_text(f"step {total} of {total}", timeout=30_000)
+    lab.becomes(f"{name}.at", "None")
+
+
 def chapter_22_lives(lab, shown):
     attention_lives(lab, shown, "explorer")
     sampling_lives(lab, shown, "sampling")
+    monitor_lives(lab, lab.page.locator(".jp-OutputArea-output .tgx-monitor").nth(1), "live")
 
 
 def chapter_21c_lives(lab, shown):

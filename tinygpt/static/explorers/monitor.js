@@ -8,13 +8,13 @@ KINDS.monitor = (ui) => {
   let timer = 0;
   const last = () => ui.data.rows.reduce((most, row) => Math.max(most, row.step), 0);
   const stop = () => { clearInterval(timer); timer = 0; play.textContent = "Replay"; };
-  const begin = () => {
-    let at = ui.state.at == null || ui.state.at >= last() ? 0 : ui.state.at;
+  const begin = () => { // ten seconds from the first step to the last, on slow machines too
+    const from = ui.state.at == null || ui.state.at >= last() ? 0 : ui.state.at, began = performance.now() - (1e4 * from) / last();
     play.textContent = "Stop";
     timer = setInterval(() => {
       if (!ui.root.isConnected) return stop();
-      at += last() / 160;
-      if (at >= last()) { stop(); ui.set({at: null}); } else ui.set({at: Math.round(at)});
+      const at = Math.round((last() * (performance.now() - began)) / 1e4);
+      if (at >= last()) { stop(); ui.set({at: null}); } else ui.set({at});
     }, 60);
   };
 
