@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tinygpt.cli import COMMANDS, GUIDE, main
+from tinygpt.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TINYGPT = [sys.executable, "-m", "tinygpt"]
@@ -151,6 +152,13 @@ def test_prepared_tokens_serve_many_runs(here, capsys):
     assert main(["train", *argv]) == 0
     assert not (here / "run/data").exists()
     assert main(["evaluate", "run"]) == 0
+
+
+def test_prepared_tokens_keep_those_of_a_chat_free(here, capsys):
+    assert main(["data", "text.txt", "--tokenizer", "byte", "--template", "tales", "--out", "prepared"]) == 0
+    assert list(load_tokenizer("prepared/tokenizer.json").special_tokens)[1:] == ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    assert main(["data", "text.txt", "--template", "tales"]) == main(["data", "text.txt", "--template", "tails", "--out", "x"]) == 2
+    assert not Path("x").exists() and "does nothing without --out" in (said := capsys.readouterr().err) and "'tails' is unknown" in said
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -24,11 +24,12 @@ tinygpt: train a small language model, watch it learn, and use it
 
   tinygpt COMMAND --help            says more, with examples
   tinygpt --version
-"""
+"""  # what `tinygpt --help` says
 
 # %% ../nbs/23_cli.ipynb #4bc2749a
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
@@ -137,7 +138,6 @@ def split_overrides(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 # %% ../nbs/23_cli.ipynb #ae786d13
 def fields_help(kind: str = "train") -> str:
     "Every field in the sections of a configuration with its default and the comment beside it in the source."
-    import dataclasses
     import inspect
 
     from tinygpt.runs import config_fields, config_kind, type_in_words
@@ -221,6 +221,7 @@ def do_data(argv: Sequence[str]) -> int:
     add("--text_field", default="text", metavar="NAME", help="column of the text in JSON lines and data sets; a,b joins two [text]")
     add("--tokenizer", default="bpe", help="char, byte, bpe, or the path of a saved one [bpe]")
     add("--vocab_size", type=whole, default=4096, metavar="N", help="tokens of a bpe [4096]")
+    add("--template", metavar="NAME", help="keep the tokens of this chat template free: tales, chatml, llama3 [none]")
     add("--val_frac", type=number, metavar="X", help="share held out for validation [a tenth, or the source's own]")
     add("--streaming", action="store_true", help="read a data set of the hub as it arrives, without storing it")
     add("--n", type=whole, metavar="N", help="how many new tales to write")
@@ -232,7 +233,7 @@ def do_data(argv: Sequence[str]) -> int:
         if argv:
             raise ValueError(f"data: {argv[0]} needs a source before it: tinygpt data tales {shlex.join(argv)}")
         return _list_sources()
-    needs = {"--tokenizer": "--out", "--vocab_size": "--out", "--val_frac": "--out", "--seed": "--n"}
+    needs = {"--tokenizer": "--out", "--vocab_size": "--out", "--template": "--out", "--val_frac": "--out", "--seed": "--n"}
     for option in (word.partition("=")[0] for word in parser.words if args.n is None):
         if option in needs and (args.out is None or option == "--seed"):
             raise ValueError(f"data: {option} does nothing without {needs[option]}; give both, or neither")
@@ -276,6 +277,11 @@ def _prepare(args: argparse.Namespace) -> int:
 
     names = ("source", "text_field", "tokenizer", "vocab_size", "val_frac", "streaming")
     config, out = runs.DataConfig(**{name: getattr(args, name) for name in names}), Path(args.out)
+    if args.template is not None:
+        from tinygpt.conversations import find_template
+
+        tokens = dict.fromkeys([*config.special_tokens, *find_template(args.template).special_tokens])
+        config = dataclasses.replace(config, special_tokens=tuple(tokens))
     check_tokenizer(config, None)
     _first_text(args)  # raises, if there is none
     with runs.whole_directory(out) as part:
