@@ -31,7 +31,7 @@ _HOMES = {
                   "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
 }
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine",
-            "training", "evaluation", "exams", "sampling", "cache", "decode", "generation",
+            "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
             "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "looking",
             "telling", "doctor", "chatting", "finetuning", "cli")
