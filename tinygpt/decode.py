@@ -238,13 +238,9 @@ class Moment:
 
     def rotate(self, start: int, T: int) -> None:
         "The rotation for each token, as a matrix."
-        if self.cache.pads is not None: # each row at places of its own
-            cos, sin = (t.transpose(1, 2) for t in self.model.rope.tables(self.positions)) # (B, T, 1, D)
-            torch.mul(self.eye, cos, out=self.turn).addcmul_(self.partner, sin)
-            return
-        cos, sin = self.tables
-        torch.mul(self.eye, cos.narrow(0, start, T), out=self.turn[0]).addcmul_(self.partner, sin.narrow(0, start, T))
-        if len(self.turn) > 1: self.turn[1:] = self.turn[0]
+        if self.cache.pads is None: cos, sin = (t.narrow(0, start, T).expand(len(self.turn), -1, -1, -1) for t in self.tables)
+        else: cos, sin = (t.transpose(1, 2) for t in self.model.rope.tables(self.positions)) # rows at places of their own
+        torch.mul(self.eye, cos, out=self.turn).addcmul_(self.partner, sin) # cos and sin (B, T, 1, D)
 
 # %% ../nbs/13b_decode.ipynb #f899751b
 def attention_call(
