@@ -108,14 +108,14 @@ class Products(Calls):
     ) -> Tensor: # (N, d_out)
         kinds, modules = {type(m) for m in modules}, list(modules)
         if kinds == {Linear}: return self.product(*joined(modules), x, add_to)
-        if len(modules) > 1 and len(kinds) == 1 and hasattr(modules[0], "join"): # of chapter 14
+        if len(modules) > 1 and len(kinds) == 1 and hasattr(modules[0], "join"): # of chapter 14b
             with torch.inference_mode(False), torch.no_grad(): modules = [modules[0].join(modules)]
         if len(modules) == 1: return self.module(modules[0], modules[0], x, add_to)
         def f(): return torch.cat([m(x) for m in modules], -1)
         return self.put(f, f().shape, add_to)
 
     def module(self, f: Callable, m: nn.Module, x: Tensor, add_to: Tensor | None = None) -> Tensor: # (N, d_out)
-        "f(x) for a method f of m, by the bound call that m may have for it (chapter 14)."
+        "f(x) for a method f of m, by the bound call that m may have for it (chapter 14b)."
         y = self.new(*f(x).shape)
         call = m.bind(x, y) if hasattr(m, "bind") else None
         if call is None: return self.put(partial(f, x), y.shape, add_to)
