@@ -196,7 +196,7 @@ MACHINES = {"laptop": {"bandwidth": 4e10, "flops": 4e11}, "GPU": {"bandwidth": 3
 class CacheExplorer(Explorer):
     """What a KV cache takes and saves, by arithmetic: bytes, and the least time of a token.
 
-    Raises ValueError for heads that do not share keys evenly, or a length beyond max_len."""
+    Raises ValueError for heads that do not share keys evenly, or a length out of 1..max_len."""
     kind = Unicode("cache").tag(sync=True)
     length = Int(1024).tag(sync=True, state=True) # tokens in a text
     kv_heads = Int().tag(sync=True, state=True)
@@ -223,6 +223,7 @@ class CacheExplorer(Explorer):
         name, value = proposal["trait"].name, proposal["value"]
         allowed = {"kv_heads": self.data["divisors"], "machine": list(self.data["machines"])}.get(name)
         if allowed and value not in allowed: raise ValueError(f"CacheExplorer: {name}={value!r} is not one of {allowed}; choose one")
+        if name in ("length", "batch") and value == 0: raise ValueError(f"CacheExplorer: {name}=0 is below 1; choose at least 1")
         return value if allowed else self.within(proposal)
 
     def bytes_at(self, length: int, kv_heads: int, window: int) -> int:
