@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,9 +14,12 @@ from test_refusals import check, everything
 from test_sft import make_base, write
 
 from tinygpt.cli import main
+from tinygpt.conversations import read_conversations
+from tinygpt.replies import open_chat_data
 from tinygpt.runs import config_fields, find_checkpoint, load, read_run_config
 from tinygpt.sft import TuneConfig
 from tinygpt.tokenizer import ByteTokenizer, CharTokenizer
+from tinygpt.training import read_metrics
 
 TALKS = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n + 1}."}] for n in range(20)]
 QUICK = [
@@ -122,3 +127,49 @@ def test_the_exam(here, capsys):
     out = capsys.readouterr().out
     assert "new wordings" in out and "new facts" in out
     check(main(["evaluate", "run", "--questions", "talks.jsonl"]), *capsys.readouterr(), "talks.jsonl: holds no questions")
+
+
+def sharegpt(record: dict) -> dict:
+    asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
+    return {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": record["output"]}]}
+
+
+@pytest.fixture(scope="module")
+def with_gpt2_tokens(real_text, tmp_path_factory) -> Path:
+    "A folder with a random base, as `tinygpt train` makes it with GPT-2's vocabulary, and real conversations in three forms."
+    for file in ("gpt2/vocab.json", "instruction-data.json", "gsm8k/train.jsonl"):
+        if not (real_text / file).is_file():
+            pytest.skip(f"no {file} in {real_text}")
+    folder = tmp_path_factory.mktemp("gpt2")
+    records = [record for record in json.loads((real_text / "instruction-data.json").read_text())[:40] if record["output"]]
+    (folder / "text.txt").write_text("\n<|endoftext|>\n".join(record["output"] for record in records))
+    (folder / "alpaca.json").write_text(json.dumps(records))
+    (folder / "sharegpt.jsonl").write_text("".join(json.dumps(sharegpt(record)) + "\n" for record in records))
+    (folder / "gsm8k.jsonl").write_text("".join((real_text / "gsm8k/train.jsonl").read_text().splitlines(True)[:24]))
+    with contextlib.chdir(folder):
+        assert main([
+            "train", "--recipe", "smoke", "--data.source", "text.txt", "--data.tokenizer", str(real_text / "gpt2"), "--data.val_frac", "0.1",
+            "--model.context_length", "256", "--model.d_model", "16", "--model.n_layers", "1", "--model.n_heads", "2", "--optim.steps", "4",
+            "--run.device", "cpu", "--run.n_threads", "1", "--run.out_dir", "base", "--no_samples"]) == 0  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(("recipe", "file", "n"), [("alpaca", "alpaca.json", 40), ("gsm8k", "gsm8k.jsonl", 24), ("alpaca", "sharegpt.jsonl", 40)])
+def test_shipped_recipes_run_on_real_conversations(with_gpt2_tokens, recipe, file, n, monkeypatch, capsys):
+    "The recipes as they are, but for the base, the file, and the machine: trained, masked, stopped early by nothing, asked."
+    monkeypatch.chdir(with_gpt2_tokens)
+    run = Path(f"{recipe}-{Path(file).stem}")
+    argv = ["--recipe", recipe, "--base", "base", "--data", file, "--run.device", "cpu", "--run.n_threads", "1", "--run.out_dir", str(run)]
+    assert main(["finetune", *argv]) == 0
+    assert f"tinygpt chat {run}" in capsys.readouterr().out
+    config, (model, tokenizer) = read_run_config(run), load(run)
+    assert config.chat.template == "chatml" and config.chat.epochs == 3 and config.chat.batches == "packed" and config.run.dtype == "bfloat16"
+    assert model.cfg.vocab_size == tokenizer.vocab_size == 50259 and tokenizer.special_tokens["<|im_end|>"] == 50258
+    parts = [open_chat_data(run / "data" / f"{split}.safetensors", tokenizer) for split in ("train", "val")]
+    assert sum(len(part) + part.facts["n_dropped"] for part in parts) in range(n - 3, n + 1)
+    for talk, (ids, mask) in zip(read_conversations(file), map(parts[0].conversation, range(3))):
+        assert tokenizer.decode(ids[mask]).endswith("<|im_end|>") and not mask[0] and len(talk) == 2
+    losses = [row["loss"] for row in read_metrics(run) if "loss" in row]
+    assert len(losses) == config.optim.steps >= 3 and all(map(math.isfinite, losses))
+    monkeypatch.setattr("sys.stdin", io.StringIO("How are you?\n"))
+    assert main(["chat", str(run), "--max_new_tokens", "4"]) == 0

@@ -173,6 +173,8 @@ class SFT:
         if chat.epochs is not None:
             steps = max(1, math.ceil(chat.epochs * batches.batches_per_epoch))
             config = replace(config, optim=replace(config.optim, steps=steps))
+            if steps < 100:
+                say(f"{steps} steps are few to learn to answer; chat.epochs={-(-100 // batches.batches_per_epoch)} makes a hundred")
         model, _ = self.model(config, folder, tokenizer, pick_device(config.run.device))
         return fit_machine(config, model, batches.batch(0), progress), tokenizer
 
