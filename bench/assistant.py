@@ -9,6 +9,7 @@ First the world asks 60,000 questions, in some minutes. Both trainings read them
 wordings, 500 that state a new fact. A reply counts if all that it says is right (chapter 16a). The range beside a share is
 Wilson's: it holds the truth 19 times out of 20.
 
+base         asked in a chat, which it has never seen; "in lines" as on the pages it has read (bench/tales_base.py)
 minutes      of processor time, with encoding, validations and checkpoints; the two trainings run at the same time, a core each
 guess, copy  whoever gives the most frequent answer to each kind of question; whoever copies what the tale named last
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from tinygpt.conversations import find_template
+from tinygpt.conversations import ChatTemplate, Turn, find_template
 from tinygpt.finetuning import grade, take_exam
 from tinygpt.marking import Mark, ask, last_mentioned, most_frequent, read_questions, write_talks
 from tinygpt.runs import load, read_config, read_run_config
@@ -74,9 +75,13 @@ def n_trained(run: Path) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def exam(name: str, talks: list, template: str = "tales") -> list[Mark]:
-    model, tokenizer = load(name)
-    return grade(*take_exam(model, tokenizer, find_template(template), talks))
+LINES = ChatTemplate(name="lines", begin="<|endoftext|>", special_tokens=("<|endoftext|>",),
+                     turns={role: Turn("", "\n") for role in ("user", "assistant")})
+
+
+def exam(name: str, talks: list, template: str | ChatTemplate = "tales") -> list[Mark]:
+    questions, replies = take_exam(*load(name), find_template(template), talks)
+    return grade(questions, [reply.partition("\n")[0] for reply in replies])
 
 
 def table(columns: dict[str, list[Mark]]) -> str:
@@ -102,7 +107,8 @@ def main() -> int:
         held_out = [q for talk in talks for q in talk]
         guess = most_frequent(q for talk in read_questions("train") for q in talk)
         columns = {name: grade(held_out, [pupil(q) for q in held_out]) for name, pupil in (("guess", guess), ("copy", last_mentioned))}
-        columns |= {name: exam(run, talks) for name, run in ((base, base), *((m, folder / m) for m in RECIPES))}
+        columns |= {"base": exam(base, talks), "base in lines": exam(base, talks, LINES)}
+        columns |= {method: exam(folder / method, talks) for method in RECIPES}
         print(table(columns))
         marks = {name: {m.kind: m.share for m in column} for name, column in columns.items()}
         n_all = sum(p.numel() for p in load(base)[0].parameters())
