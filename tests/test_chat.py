@@ -355,6 +355,12 @@ def test_a_base_model_is_told_to_learn_first(typed):
     assert typed("Hi", "runs/plain", "--template", "alpaca")[0] == typed("Hi", "runs/base", "--template", "tales")[0] == 0
 
 
+def test_each_question_by_itself(typed, tmp_path):
+    code, out, _ = typed(f"Hi\nHo\n/save {tmp_path}/a.jsonl", "runs/assistant", "--single", "--temperature", "0")
+    assert code == 0 and [len(talk) for talk in read_conversations(tmp_path / "a.jsonl")] == [2]
+    assert out.splitlines()[-1:] == typed("Ho", "runs/assistant", "--temperature", "0")[1].splitlines()[-1:]
+
+
 def test_a_model_of_other_texts_is_not_asked_about_tales(typed):
     code, _, err = typed("/help\n/tale", "runs/gardener")
     assert code == 2 and "/tale is for models" in err and "new tale to ask" not in err

@@ -15,6 +15,7 @@ from test_sft import make_base, write
 
 from tinygpt.cli import main
 from tinygpt.conversations import read_conversations
+from tinygpt.finetuning import tuning_config
 from tinygpt.replies import open_chat_data
 from tinygpt.runs import config_fields, find_checkpoint, load, read_run_config
 from tinygpt.sft import TuneConfig
@@ -57,7 +58,13 @@ def test_a_run_is_used_like_any_other(here, capsys):
     assert sizes["small"] < 0.7 * sizes["run"], "an adapter is not the whole model"
     capsys.readouterr()
     assert main(["finetune", "--resume", "run", "--run.keep_checkpoints", "3"]) == 0
-    assert "tinygpt chat run" in capsys.readouterr().out
+    assert "tinygpt chat run --single" in capsys.readouterr().out
+
+
+def test_few_conversations_are_read_often_enough(here):
+    assert tuning_config(None, {"base": "base", "chat.source": "talks.jsonl"}).chat.epochs == 160
+    assert tuning_config(None, {"base": "base", "chat.source": "talks.jsonl", "chat.epochs": "2"}).chat.epochs == 2
+    assert tuning_config(None, {"base": "base", "chat.source": "talks.jsonl", "optim.steps": "2"}).chat.epochs is None
 
 
 def test_help_lists_every_field_with_its_meaning(capsys):

@@ -40,8 +40,12 @@ def remark(text: str) -> None:
 class Console:
     "A conversation in a terminal: a line is said, unless it begins with / and is a command."
 
-    def __init__(self, chat: Chat, tellers: random.Random | None = None): # draws tales to ask about; None: there are none
-        self.chat, self.tellers = chat, tellers
+    def __init__(self,
+        chat: Chat,
+        tellers: random.Random | None = None, # draws tales to ask about; None: there are none
+        single: bool = False, # each question stands by itself: what was said before is forgotten
+    ):
+        self.chat, self.tellers, self.single = chat, tellers, single
         self.tale = self.before = "" # the tale that is talked about; what the next message begins with
         self.typed = "" # what stands in the next line, to be mended
         self.is_over = self.has_forgotten = False
@@ -60,6 +64,8 @@ class Console:
     def say(self, text: str) -> None:
         "Say it, and show the reply as it comes."
         chat = self.chat
+        if self.single:
+            chat.reset()
         self.show(chat.say(f"{self.before}\n{text}" if self.before else text))
         self.before = ""
         if chat.was_cut and len(chat.memory.ids) + 1 >= chat.model.cfg.context_length:
@@ -299,6 +305,7 @@ def read_request(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]: # all 
     add("model", nargs="?", metavar="RUN", help="a run, a checkpoint, or a shipped model [the latest assistant]")
     add("--template", metavar="NAME", help="tales, chatml, alpaca, llama3, or a .jinja file [what the model has learned]")
     add("--system", metavar="TEXT", help="what the assistant is told before all else")
+    add("--single", action="store_true", help="each question stands by itself: for a model that learned single questions with answers")
     add("--device", default="auto", help="auto, cpu, cuda, mps [auto]")
     add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory, or an eighth and worse replies")
     add_sampling(parser, temperature=0.5, sliding=False, longest=60)
@@ -327,7 +334,7 @@ def do_chat(argv: Sequence[str]) -> int:
     tales = template.name == "tales" and knows_tales(chosen.run)
     if sys.stdin.isatty():
         print(opening(chosen, template, tales), file=sys.stderr)
-    code = talk(Console(chat, random.Random(seed) if tales else None))
+    code = talk(Console(chat, random.Random(seed) if tales else None, args.single))
     if args.seed is None and options["temperature"]:
         remark(f"again with --seed {seed}")
     return code

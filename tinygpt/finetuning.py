@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reply_to', 'take_exam', 'grade', 'marks_table', 'examine', 'show_replies', 'with_exam', 'wire_tuning', 'report_tuned',
-           'tuning_config', 'tuning_fields', 'do_finetune']
+           'enough_epochs', 'tuning_config', 'tuning_fields', 'do_finetune']
 
 # %% ../nbs/23f_finetuning.ipynb #cf23514c
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .chatting import choose_template
 from .cli import Chosen, Parser, check_kind, fields_help, recipes_help, split_overrides, train_and_show, whole
-from .conversations import ChatTemplate, find_template, guess_template
+from .conversations import ChatTemplate, find_template, guess_template, read_conversations
 from .generation import generate
 from .looking import device_named
 from .marking import Mark, Question, mark, messages, read_questions
@@ -146,15 +146,24 @@ def report_tuned(path: Path) -> str:
     "How good the run's best checkpoint is, and what to do with it."
     state = read_facts(find_checkpoint(path) / "state.json", "tinygpt.checkpoint")
     name, tales = shlex.quote(str(path)), read_run_config(path).chat.source == "tales-questions"
+    data = open_chat_data(path / "data" / "train.safetensors")
+    how = " --single" if data.n_replies == len(data) else ""  # it has never seen a second question
     lines = [
         f"{path}: best checkpoint at step {state['step']:,}, {state['facts']['bits_per_byte']:.4f} bits per byte of its validation replies", "",
-        f"  tinygpt chat {name}                  talk with it",
+        f"  tinygpt chat {name}{how}  talk with it" + ", one question at a time" * bool(how),
         f"  tinygpt evaluate {name} --questions  ask it the questions that were held out",
-        f"  tinygpt checkpoints {name}           what else was saved",
+        f"  tinygpt checkpoints {name}  what else was saved",
     ]
     return "\n".join(line for line in lines if tales or "--questions" not in line)
 
 # %% ../nbs/23f_finetuning.ipynb #639d0e8a
+def enough_epochs(config: TuneConfig) -> int:
+    "How often to read conversations, if nobody says: three times; few of them more often, so that there are 200 steps."
+    source = Path(config.chat.source)
+    n = sum(1 for _ in read_conversations(source)) if source.is_file() else 0
+    return max(3, -(-200 * config.chat.batch_size // n)) if n else 3
+
+
 def tuning_config(
     recipe: str | None,
     overrides: dict[str, str],  # by dotted name
@@ -169,17 +178,17 @@ def tuning_config(
     if "chat.source" not in overrides:
         known = ", ".join(recipes("finetune"))
         raise ValueError(f"finetune: what is it to learn? give --data FILE, or a --recipe{f' ({known})' if known else ''}")
-    if "chat.template" not in overrides:  # the one that the base has tokens for
-        if guessed := guess_template(load_tokenizer(base.resolve().parents[1] / "tokenizer.json")):
-            config = make_config({"chat.epochs": 3, "chat.template": guessed.name} | overrides, kind=TuneConfig)
-    return config
+    defaults = {"chat.epochs": enough_epochs(config)}
+    if guessed := guess_template(load_tokenizer(base.resolve().parents[1] / "tokenizer.json")):
+        defaults["chat.template"] = guessed.name  # the one that the base has tokens for
+    return make_config(defaults | overrides, kind=TuneConfig)
 
 
 def tuning_fields() -> str:
     "Every field for the help, with what the command takes where nobody says anything."
     text = fields_help("finetune")
     for name, default in (("chat.source", "--data says it"), ("chat.template", "the one that the base has tokens for"),
-                          ("chat.epochs", "3, without --optim.steps"), ("optim.steps", "by chat.epochs")):
+                          ("chat.epochs", "3, or as many as make 200 steps"), ("optim.steps", "by chat.epochs")):
         text = re.sub(rf"(?m)^(  --{name} .*) \[[^\[]*\]$", rf"\1 [{default}]", text)
     return text
 

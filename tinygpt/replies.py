@@ -99,6 +99,11 @@ class ChatData:
         return self.ids[here], self.mask[here]
 
     @property
+    def n_replies(self) -> int:
+        "Stretches of the mask: one where each conversation has a single question, more where they go on."
+        return int((np.diff(self.mask.astype(np.int8)) == 1).sum())
+
+    @property
     def lengths(self) -> np.ndarray:
         "Tokens that a model reads of each: all but the last."
         return np.diff(self.starts) - 1
