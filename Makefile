@@ -8,7 +8,7 @@ CHAPTERS ?=
 export PYTHON VENV JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lab chapters export site bench clean
+.PHONY: help install demo test lab chapters handout export site bench clean
 
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ export: $(INSTALLED)  ## write tinygpt/ and the site's lists from the notebooks,
 
 chapters: $(INSTALLED)  ## run notebooks and store their outputs: all, or make chapters CHAPTERS="00 05"
 	@$(BIN)/python tests/run_notebooks.py $(CHAPTERS)
+
+handout: $(INSTALLED)  ## chapters for a class, without the solutions: make handout CHAPTERS="05 12"
+	@$(BIN)/python site/handout.py $(CHAPTERS)
 
 # Quarto caches a chapter by its time alone and would miss a change in tinygpt/, so its cache goes first.
 site: $(INSTALLED)  ## render the book as a website into _site (needs Quarto)

@@ -146,7 +146,7 @@ def card(chapter: Chapter) -> dict[str, object]:
         "read_minutes": max(5, 5 * round(minutes / 5)),
         "run_s": times and max(1, round(times["cpu_s"])),
         "pictures": images,
-        "exercises": len(folded),
+        "exercises": sum('code-summary: "Solution"' in "".join(c["source"]) for c in folded),
     }
 
 

@@ -115,7 +115,7 @@ def test_constraints_pin_what_we_ask_for():
         if line.strip() and not line.startswith("#"):
             name, _, version = line.partition("==")
             pins[canonicalize_name(name)] = version
-    for extra in ("requirements", "dev_requirements", "scale_requirements", "tensorboard_requirements", "bench_requirements"):
+    for extra in ("requirements", "read_requirements", "dev_requirements", "scale_requirements", "tensorboard_requirements", "bench_requirements"):
         for requirement in requirements(extra):
             version = pins.get(canonicalize_name(requirement.name))
             assert version, f"constraints.txt has no pin for {requirement.name}"
@@ -224,5 +224,17 @@ def test_an_old_python_is_named(tmp_path: Path):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make():
     listed = shell("make").stdout
-    for target in ("demo", "test", "lab", "chapters", "site", "bench", "clean", "help"):
+    for target in ("demo", "test", "lab", "chapters", "handout", "site", "bench", "clean", "help"):
         assert re.search(rf"(?m)^  make {target}  +\S", listed), f"make help does not list {target}"
+
+
+def test_a_handout_has_no_solutions(tmp_path: Path):
+    done = subprocess.run([sys.executable, ROOT / "site/handout.py", "05", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = (json.loads(path.read_text()) for path in (ROOT / "nbs/05_attention.ipynb", tmp_path / "05_attention.ipynb"))
+    texts = ["".join(cell["source"]) for cell in after["cells"]]
+    solved = sum('code-summary: "Solution"' in "".join(cell["source"]) for cell in before["cells"])
+    assert len(before["cells"]) == len(after["cells"]) and texts.count("# your solution\n") == solved >= 3
+    assert not any("Solution" in text for text in texts)
+    done = subprocess.run([sys.executable, ROOT / "site/handout.py", "99"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "there is no chapter 99" in done.stderr
