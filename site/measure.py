@@ -31,7 +31,6 @@ COMMANDS = {
     "tales": "tinygpt evaluate tales --tales 1000",
     "tales-deep": "tinygpt evaluate tales-deep --tales 1000",
     "tales-two": "tinygpt evaluate tales-two --tales 1000",
-    "tales-base": "tinygpt evaluate tales-base --tales 1000",
     "tales-chat": "tinygpt evaluate tales-chat --questions",
     "quantization": "python bench/quantization.py --parts tales shakespeare --docs 300",
     "quantization-speed": "python bench/quantization.py --parts speed --tokens 100",
