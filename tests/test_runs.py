@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tinygpt import runs, training
-from tinygpt.runs import load, load_checkpoint, make_config, read_config, save_checkpoint, whole_directory
+from tinygpt.runs import (
+    DataConfig, OptimConfig, RunConfig, TrainConfig, load, load_checkpoint, make_config, read_config, save_checkpoint,
+    whole_directory,
+)
+from tinygpt.tokenizer import CharTokenizer
 
 # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -335,3 +340,81 @@ def test_weights_in_few_bits_are_packed_read_and_not_trained(tmp_path):
 def test_a_wrong_value_is_named_as_it_was_written(field, value, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         make_config({field: value})
+
+
+def test_only_a_checkpoint_is_written_over(checkpoint, tmp_path):
+    "Whatever else lies there stays; so does the tokenizer that somebody put beside the weights."
+    path, _, model, _ = checkpoint
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/thesis.txt").write_text("years")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "state.json").write_text("{}")
+    (tmp_path / "file").write_text("mine")
+    for place in ("work", "foreign", "file"):
+        with pytest.raises(ValueError, match="something else than a checkpoint.*name a new directory"):
+            save_checkpoint(tmp_path / place, model, None, 1)
+    assert (tmp_path / "work/thesis.txt").read_text() == "years" and (tmp_path / "file").read_text() == "mine"
+    (path / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="something else"):
+        save_checkpoint(path, model, None, 1)
+    (path / "notes.md").unlink()
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(tmp_path / "empty", model, None, 1)
+
+
+def test_a_lone_checkpoint_wants_its_tokenizer(checkpoint, tmp_path):
+    _, _, model, _ = checkpoint
+    alone = save_checkpoint(tmp_path / "a/b/alone", model, None, 1)
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing.*tokenizer.save") as error:
+        runs.load(alone)
+    assert "\n" not in str(error.value)
+    CharTokenizer("abc").save(alone)
+    assert runs.load(alone)[1].vocab_size == 4
+    save_checkpoint(alone, model, None, 2)
+    assert (alone / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", torch.device("cuda")])
+def test_a_device_that_is_not_there(device):
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ValueError, match="load: device=.* is not on this machine, which has .*; use auto"):
+        runs.load("tales", device)
+
+
+@pytest.mark.parametrize("field, value", [("rope_theta", 500.0), ("window", 3), ("rope_layout", "interleaved")])
+def test_weights_are_not_read_into_another_kind_of_model(checkpoint, field, value):
+    "No shape shows these fields."
+    path, config, *_ = checkpoint
+    other = replace(config, model=replace(config.model, **{field: value}))
+    with pytest.raises(ValueError, match=f"its model has {field}=.*this one"):
+        load_checkpoint(path, training.make_model(other, torch.device("cpu"))[0])
+    free = replace(config, model=replace(config.model, dropout=0.5, init_std=0.1))
+    load_checkpoint(path, training.make_model(free, torch.device("cpu"))[0])
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: OptimConfig(steps=2.5), "OptimConfig: steps=2.5 must be a whole number"),
+        (lambda: OptimConfig(steps="5"), "OptimConfig: steps='5' must be a whole number"),
+        (lambda: OptimConfig(optimizer="sgd"), "optimizer='sgd' must be one of adamw, muon"),
+        (lambda: OptimConfig(betas=(0.9,)), "betas=(0.9,) must be a list like [a number, a number]"),
+        (lambda: RunConfig(dtype="fp16"), "dtype='fp16' must be one of float32, bfloat16, float16"),
+        (lambda: DataConfig(batches="window"), "batches='window' must be one of documents, windows, shuffled"),
+        (lambda: DataConfig(special_tokens="<|end|>"), "special_tokens='<|end|>' must be a list like [text]"),
+        (lambda: TrainConfig(optim={"steps": 5}), "TrainConfig: optim={'steps': 5} must be OptimConfig(...)"),
+        (lambda: make_config(5), "config: 5 is no mapping"),
+        (lambda: training.train({}), "config: {} is no TrainConfig"),
+    ],
+)
+def test_what_is_written_in_python_is_checked_too(make, said):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_path_stands_for_text():
+    assert RunConfig(out_dir=Path("runs/a")).out_dir == str(Path("runs/a"))
+    assert OptimConfig(betas=[0.9, 0.95]) == OptimConfig(betas=(0.9, 0.95))

@@ -120,6 +120,10 @@ def check(ok: bool, where: str, fact: str, rule: str, remedy: str) -> None:
 def fits(value, kind) -> bool:
     "Is value of this type, or one of these, or one of a Literal's values? An int may stand for a float."
     if get_origin(kind) is Literal: return value in get_args(kind)
+    if get_origin(kind) is tuple: # tuple[float, float], or tuple[str, ...] of any length
+        if type(value) is not tuple: return False
+        kinds = get_args(kind)[:1] * len(value) if ... in get_args(kind) else get_args(kind)
+        return len(value) == len(kinds) and all(map(fits, value, kinds))
     if isinstance(kind, UnionType): return any(fits(value, k) for k in get_args(kind))
     return type(value) is kind or (kind is float and type(value) is int)
 

@@ -28,6 +28,7 @@ from .runs import TrainConfig
 # %% ../nbs/07c_machine.ipynb #b0c04270
 def pick_device(
     name: str = "auto",  # auto, cpu, cuda, cuda:1, mps
+    field: str = "run.device",  # who asks, for the message
 ) -> torch.device:
     "The device of a run; `auto` takes CUDA, else Apple's MPS, else the processor. Raises ValueError if not there."
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -35,7 +36,7 @@ def pick_device(
         name = next(kind for kind, there in has.items() if there)
     if not has.get(name.split(":")[0]):
         there = ", ".join(kind for kind, there in has.items() if there)
-        raise ValueError(f"run.device={name!r} is not on this machine, which has {there}; use auto")
+        raise ValueError(f"{field}={name!r} is not on this machine, which has {there}; use auto")
     return torch.device(name)
 
 # %% ../nbs/07c_machine.ipynb #51591ae4

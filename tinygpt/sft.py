@@ -31,7 +31,7 @@ from tinygpt.replies import (
     validate_replies,
 )
 from tinygpt.runs import (
-    DataConfig, OptimConfig, RunConfig, TrainConfig, _check, find_base, find_checkpoint, load, shipped_models,
+    DataConfig, OptimConfig, RunConfig, TrainConfig, _check, _check_types, find_base, find_checkpoint, load, shipped_models,
 )
 from .tokenizer import Tokenizer
 from .training import TASKS, Progress, Run, train
@@ -51,6 +51,7 @@ class ChatConfig:
     epochs: float | None = None  # how often each conversation is read; it sets optim.steps. null: optim.steps counts
 
     def __post_init__(self):
+        _check_types(self)
         find_template(self.template)
         _check(
             self,
@@ -72,6 +73,7 @@ class LoraConfig:
     rslora: bool = False  # alpha / sqrt(rank) in place of alpha / rank
 
     def __post_init__(self):
+        _check_types(self)
         _check(
             self,
             rank=(self.rank >= 1, "must be 1 or more"),
@@ -94,6 +96,7 @@ class TuneConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(eval_every=100, sample_every=100, checkpoint_every=200))
 
     def __post_init__(self):
+        _check_types(self)
         find_method(self.method)
         pieces, n = self.optim.accumulate, self.chat.batch_size
         _check(self, base=(bool(self.base), "is empty; name a model"))

@@ -230,7 +230,9 @@ TASKS: dict[type, Callable] = {TrainConfig: lambda config: Pretraining()}  # by 
 
 
 def task_of(config) -> Pretraining:  # or a class like it
-    "What a run with this configuration does."
+    "What a run with this configuration does. Raises ValueError for what is no configuration."
+    if type(config) not in TASKS:
+        raise ValueError(f"config: {config!r:.40} is no TrainConfig; make_config makes one of a mapping, read_config of a recipe")
     return TASKS[type(config)](config)
 
 # %% ../nbs/08_training.ipynb #4ed69dc1
@@ -282,6 +284,7 @@ def create_run(
     Raises ValueError or OSError, each in one line, and leaves nothing behind.
     """
     task = task_of(config)
+    make_config(config_to_dict(config), kind=type(config))  # what is written down can be read again
     out = _free_directory(config, task.name(config))
     _check_tensorboard(config)
     with _StopRequests(at_once=True), whole_directory(out) as part, _named_as(out, part, task.section):
@@ -647,13 +650,13 @@ def plot_run(
     with matplotlib.style.context("tinygpt.static.book"):
         figure = Figure(figsize=(7, 6), layout="none")
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
-        figure.subplots_adjust(left=0.12, right=0.97, top=0.94, bottom=0.08, hspace=0.12)
+        figure.subplots_adjust(left=0.12, right=0.9, top=0.94, bottom=0.08, hspace=0.12)
         top.plot(x, column(steps, "bits_per_byte"), lw=0.8, alpha=0.7, label="training")
         top.plot(column(checks, "step"), column(checks, "val_bits_per_byte"), "o-", ms=4, lw=1, label="validation")
         for name in ("unigram", "bigram", "trigram", "floor") if rungs else ():
             top.axhline(getattr(rungs, name), color="0.4", ls=":", lw=1)
-            where = dict(xycoords=("axes fraction", "data"), va="bottom", ha="right")
-            top.annotate(name, (1, getattr(rungs, name)), fontsize=8, **where)
+            where = dict(xycoords=("axes fraction", "data"), va="center", ha="left")
+            top.annotate(name, (1.01, getattr(rungs, name)), fontsize=8, **where)
         top.set(ylabel="bits per byte", yscale="log", title=Path(run_dir).name)
         top.legend()
         middle.plot(x, column(steps, "lr"))
@@ -662,7 +665,7 @@ def plot_run(
         bottom.axhline(config.optim.grad_clip, color="0.4", ls="--", lw=1)
         bottom.set(xlabel="step", ylabel="gradient norm", yscale="log")
         for axis in (top.yaxis, bottom.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is top.yaxis else (1,)))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is top.yaxis else (1, 3)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
     return figure
