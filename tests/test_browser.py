@@ -348,7 +348,7 @@ class Lab:
 
     def look_at(self, name: str):
         "Go to the first cell whose output has elements of a class, and give the first of them that is in view."
-        found, end = self.page.locator(f".jp-OutputArea-output .{name}:visible").first, time.time() + 30
+        found, end = self.page.locator(f".jp-OutputArea-output .{name}:visible").first, time.time() + 120
         while not found.count():  # JupyterLab draws what is in view, and learns only then how tall it is
             assert time.time() < end, f"no .{name} is in view"
             self.page.evaluate("""(name) => {
@@ -356,7 +356,7 @@ class Lab:
                 const holds = (cell) => JSON.stringify(cell.outputs?.toJSON() ?? []).includes(name);
                 return content.scrollToItem([...content.model.cells].findIndex(holds), "start");
             }""", name)
-            self.page.wait_for_timeout(200)
+            self.page.wait_for_timeout(1000)
         found.scroll_into_view_if_needed()
         return found
 
@@ -430,10 +430,13 @@ def attention_lives(lab, shown, name: str):
     page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 5.5 / rows)  # hover
     lab.becomes(f"{name}.token", "5")
     lab.python(f"{name}.layer, {name}.head = 2, 0")
+    sync_api.expect(picture.locator(".tgx-name")).to_have_text("Layer 2, head 0")
+    drawn = picture.locator("canvas.tgx-matrix").evaluate("(canvas) => canvas.toDataURL()")
     picture.locator(".tgx-thumb[aria-pressed=true]").focus()
     page.keyboard.press("ArrowRight")
     lab.becomes(f"({name}.layer, {name}.head)", "(2, 1)")
     assert picture.locator(".tgx-name").inner_text() == "Layer 2, head 1"
+    assert picture.locator("canvas.tgx-matrix").evaluate("(canvas) => canvas.toDataURL()") != drawn
     best = float(lab.python(f"print({name}.weights[5].max().item())"))
     assert float(re.search(r"\(([\d.]+) %\)", said.inner_text())[1]) == pytest.approx(100 * best, abs=0.51)
 
