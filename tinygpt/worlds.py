@@ -155,12 +155,13 @@ class Follower(Teller):
 # %% ../nbs/00_worlds.ipynb #ca3d2506
 class NotATale(ValueError):
     "A text leaves the world: `kind` says in what, `start` at which character, `expected` what could have come."
-    def __init__(self, kind: str, start: int, expected: list[str], found: str):
-        super().__init__(f"Tales.read: character {start}: {kind} {found!r} is not possible here; expected {expected}")
+    def __init__(self, kind: str, start: int, expected: list[str], found: str, fitting: Iterable[str] = ()):
+        why = f"fits {' and '.join(map(repr, fitting))} at once" if fitting else f"is not possible here; expected {expected}"
+        super().__init__(f"Tales.read: character {start}: {kind} {found!r} {why}")
         self.kind, self.start, self.expected = kind, start, expected
 
 class Reader(Teller):
-    "Makes the choices that a finished text shows. Raises NotATale where none fits."
+    "Makes the choices that a finished text shows. Raises NotATale where none fits, or two."
     def __init__(self, target: str):
         super().__init__()
         self.target = target
@@ -168,7 +169,7 @@ class Reader(Teller):
     def pick(self, kind, options):
         at = len(self.text)
         fitting = [words for words in options if self.target.startswith(words, at)]
-        if len(fitting) != 1: raise NotATale(kind, at, list(options), self.target[at:at + 24])
+        if len(fitting) != 1: raise NotATale(kind, at, list(options), self.target[at:at + 24], fitting)
         return fitting[0]
 
     def say(self, words):
