@@ -582,3 +582,9 @@ def test_batches_cost_next_to_nothing(tmp_path):
     assert best(lambda step: TokenDataset(ds.path)) < 0.005
     for kind in (RandomWindows, ShuffledWindows, WholeDocuments):
         assert best(kind(ds, 64, 128).batch) < 0.001
+
+
+def test_batches_of_no_ids_are_refused():
+    for tokens in (torch.rand(100), np.random.rand(100), [0.5] * 100, torch.rand(100) > 0.5):
+        with pytest.raises(ValueError, match="get_batch: tokens are .*; give whole numbers"):
+            get_batch(tokens, 2, 16)

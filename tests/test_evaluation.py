@@ -176,3 +176,9 @@ def test_bytes_belong_to_their_choices():
     for tale in Tales(8).tales(20):
         wrote = Counter(id(choice) for choice in choice_of_tokens(ByteTokenizer(), tale) if choice)
         assert [wrote[id(choice)] for choice in tale.choices] == [len(choice.words) for choice in tale.choices]
+
+
+def test_a_diverged_model_has_a_bill_too():
+    from tinygpt.evaluation import Evaluation, Score
+
+    assert "perplexity inf" in str(Evaluation((Score(5000.0, 2, 4),)))

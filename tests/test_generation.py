@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt.generation import SafeText, generate, generate_text, stream, stream_text
-from tinygpt.model import GPT, PRESETS
+from tinygpt.model import GPT, PRESETS, GPTConfig
 from tinygpt.sampling import reread
 from tinygpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -264,3 +264,38 @@ def test_no_document_without_its_token():
         generate_text(model, tokenizer, None, 5)
     with pytest.raises(TypeError, match="temprature"):
         generate_text(model, tokenizer, "a", 5, temprature=1)
+
+
+def test_streams_side_by_side_leave_a_model_that_trains_as_it_was():
+    "Dropout is off in each read, and on again between two of them."
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50, context_length=32, d_model=16, n_layers=2, n_heads=2, dropout=0.5, init_std=0.3))
+    alone = [list(stream(model, [i], 8, temperature=0)) for i in (1, 2)]
+    pair, got = [stream(model, [i], 8, temperature=0) for i in (1, 2)], [[], []]
+    for _ in range(8):
+        for text, ids in zip(got, pair):
+            text.append(next(ids))
+            assert all(part.training for part in model.modules())
+    assert got == alone == [generate(model.eval(), [i], 8, temperature=0)[1:] for i in (1, 2)]
+
+
+def test_autocast_around_generation_changes_nothing():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=50, context_length=32, d_model=16, n_layers=2, n_heads=2, init_std=0.3)).eval()
+    plain = generate(model, [1, 2], 8, temperature=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generate(model, [1, 2], 8, temperature=0) == plain
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_stops_of_a_text_are_checked_as_those_of_ids():
+    tokenizer = ByteTokenizer()
+    model = GPT(GPTConfig(vocab_size=257, context_length=32, d_model=16, n_layers=1, n_heads=2)).eval()
+    whole = generate_text(model, tokenizer, "a", 8, temperature=0)
+    assert generate_text(model, tokenizer, "a", 8, temperature=0, stop=None, stop_strings=None) == whole
+    assert generate(model, [1], 4, stop=None, temperature=0) == generate(model, [1], 4, temperature=0)
+    first = generate(model, [256, 97], 1, temperature=0)[-1]
+    assert generate_text(model, tokenizer, "a", 8, temperature=0, stop=first) == ""
+    for stop, said in ((".", "is text"), ([[1, 2]], "several ids in a row"), ([1.5], "no whole number")):
+        with pytest.raises(ValueError, match=said):
+            generate_text(model, tokenizer, "a", 8, stop=stop)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinygpt.attention import capture_attention, set_dropout
 from tinygpt.interop import from_hf
-from tinygpt.model import GPT, PRESETS, GPTConfig, init_weights
+from tinygpt.model import GPT, PRESETS, GPTConfig, init_weights, profile
 
 close = torch.testing.assert_close
 V, T, C = 101, 40, 48  # no two sizes alike, so that a swapped axis is noticed
@@ -298,3 +298,23 @@ if __name__ == "__main__":
     print(f"{'family':12}" + "".join(f"{k:>12}" for k in ("logits", "loss", "gradients")))
     for name in FAMILIES:
         print(f"{name:12}" + "".join(f"{v:12.1e}" for v in parity(name).values()))
+
+
+def test_what_is_no_model_and_what_are_no_ids():
+    cfg = GPTConfig(vocab_size=20, context_length=8, d_model=16, n_layers=1, n_heads=2)
+    model = GPT(cfg)
+    ids = torch.arange(8)[None]
+    assert torch.equal(model.loss(ids.int(), ids.int()), model.loss(ids, ids))
+    refused = [
+        (lambda: model(ids.float()), "ids of torch.float32 are no whole numbers"),
+        (lambda: model(ids[:, :0]), "hold nothing"),
+        (lambda: model.loss(ids, ids.float()), "targets are torch.float32"),
+        (lambda: GPT("tiny"), "give one: PRESETS['tiny'], or model.cfg"),
+        (lambda: profile("tiny"), "is no GPTConfig"),
+        (lambda: profile(model), "is no GPTConfig"),
+        (lambda: cfg.replace(rope_scaling={"rope_type": "foo"}), "rope_type='foo' is not one of"),
+    ]
+    for call, said in refused:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert said in str(error.value) and "\n" not in str(error.value)

@@ -12,6 +12,7 @@ import string
 import time
 import tracemalloc
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -714,3 +715,33 @@ def test_rust_refuses_tokens_that_are_written_alike():
     assert tok.encode("Ġa a", "all") == [257, 256]
     with pytest.raises(ValueError, match="written like"):
         tok.to_hf()
+
+
+def test_threads_that_encode_both_ways_do_not_disturb_each_other():
+    "A special token in a user's text stays text, whatever another thread allows."
+    tokenizer, text = BPETokenizer({i: bytes([i]) for i in range(256)}, [], ["<|user|>"]), "hi <|user|> " * 3
+    plain, special = tokenizer.encode(text), tokenizer.encode(text, "all")
+
+    def encode(i: int) -> bool:
+        if i % 2:
+            return tokenizer.encode_batch([text] * 20, "all") == [special] * 20
+        return tokenizer.encode_batch([text] * 20) == [plain] * 20
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(encode, range(200)))
+
+
+def test_a_text_where_a_list_is_meant():
+    with pytest.raises(ValueError, match="encode_batch: texts='abc' is one text"):
+        ByteTokenizer().encode_batch("abc")
+    with pytest.raises(ValueError, match="more than once; .* CharTokenizer.train"):
+        CharTokenizer("hello")
+    with pytest.raises(FileNotFoundError, match="nofile.jsonl"):
+        BPETokenizer.train("data/nofile.jsonl", 300)
+
+
+def test_a_tokenizer_is_found_where_a_model_is():
+    from tinygpt.runs import find_checkpoint, load
+
+    wanted = load("tales")[1].fingerprint
+    assert load_tokenizer("tales").fingerprint == load_tokenizer(find_checkpoint("tales")).fingerprint == wanted

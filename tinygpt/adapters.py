@@ -217,7 +217,7 @@ def load_adapter(
     folder: str | Path, # that save_adapter or PEFT wrote
     name: str = "default", # what to call it here
 ) -> GPT: # the same model, with this adapter at work
-    """Put an adapter from the disk beside a model's layers.
+    """Put an adapter from the disk beside a model's layers; to generate with one alone, `merge` it: that is quicker.
 
     Raises FileNotFoundError for missing files, ValueError for damaged ones, another base, or a name in use."""
     config, tensors, made_for = read_adapter(folder)

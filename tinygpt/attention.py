@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from .layers import Linear, RMSNorm, softmax
-from .rope import Rope, rotate
+from .rope import Rope, rotate, scaled_frequencies
 
 # %% ../nbs/05_attention.ipynb #008ab01c
 def attention_mask(
@@ -199,6 +199,7 @@ class AttentionConfig(Config):
               f"does not divide n_heads={self.n_heads}", "each must serve the same number of query heads")
         check(self.position != "rope" or self.head_width % 2 == 0, me, f"d_head={self.head_width}",
               "is odd, and rope turns features in pairs", "choose an even width of heads")
+        if self.position == "rope": scaled_frequencies(self.head_width, self.rope_theta, self.rope_scaling) # raises
 
     @property
     def kv_heads(self) -> int: # K

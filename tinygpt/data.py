@@ -41,15 +41,21 @@ from .worlds import shipped
 
 # %% ../nbs/02_data.ipynb #2c1fc1d9
 def get_batch(
-    tokens,               # (N,) token ids: a numpy array or memmap, a tensor, or a list
+    tokens,               # (N,) token ids: a numpy array or memmap, a tensor, a list, or a TokenDataset
     batch_size: int,      # B, windows in the batch
     context_length: int,  # T, tokens that the model sees at once
     device: str | torch.device = "cpu",        # where the batch goes
     generator: torch.Generator | None = None,  # on the CPU; None takes torch's global one
 ) -> tuple[torch.Tensor, torch.Tensor]:  # x and y, (B, T) int64; y is x moved on by one token
-    "Windows from random places. Raises ValueError if `tokens` is not one row, or shorter than a window."
-    if not isinstance(tokens, torch.Tensor):
+    "Windows from random places. Raises ValueError if `tokens` is not one row of ids, or shorter than a window."
+    tokens = getattr(tokens, "tokens", tokens)  # of a data set
+    if isinstance(tokens, torch.Tensor):
+        whole = not tokens.is_floating_point() and tokens.dtype is not torch.bool
+    else:
         tokens = np.asarray(tokens)
+        whole = tokens.dtype.kind in "iu"
+    if not whole:
+        raise ValueError(f"get_batch: tokens are {tokens.dtype}; give whole numbers, the ids of tokens")
     if tokens.ndim != 1:
         raise ValueError(f"get_batch: tokens has shape {tuple(tokens.shape)}; give one row of ids")
     check_window("get_batch", len(tokens), batch_size, context_length)

@@ -88,12 +88,14 @@ def cross_entropy(
     if logits.shape[:-1] != targets.shape:
         raise ValueError(f"cross_entropy: targets {tuple(targets.shape)} must have the shape of logits "
                          f"{tuple(logits.shape)} without its last axis; give one id per row of scores")
+    if targets.is_floating_point():
+        raise ValueError(f"cross_entropy: targets are {targets.dtype}; give whole numbers, the ids of tokens")
     checked = targets.device.type == "cpu" and not torch.compiler.is_compiling()
     if checked and reduction == "mean" and not (targets != ignore_index).any():
         raise ValueError(f"cross_entropy: all {targets.numel()} targets are {ignore_index} (ignored), and "
                          "the mean of nothing is undefined; leave such batches out")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, V) # (N, V)
-    flat = targets.reshape(-1) # (N,)
+    flat = targets.reshape(-1).long() # (N,)
     try: loss = F.cross_entropy(logits, flat, ignore_index=ignore_index, reduction=reduction)
     except IndexError:
         raise ValueError(f"cross_entropy: targets {targets.min()} to {targets.max()} leave 0..{V - 1}, the "

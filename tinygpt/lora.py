@@ -152,7 +152,7 @@ def find_targets(
     paths = [path for path, m in model.named_modules() if isinstance(m, Linear | QuantLinear | LoraLinear)
              and not isinstance(m, LoraEmbedding) and not path.endswith(".base")]
     found = set()
-    for target in targets:
+    for target in [targets] if isinstance(targets, str) else targets:
         means = {path for path in paths
                  for name in (path, their_path(path)) if fnmatchcase(f".{name}.", f"*.{target}.*")}
         known = dict.fromkeys(path.split(".")[-1] for path in paths)
@@ -220,6 +220,8 @@ def add_lora(
     tokens: Sequence[int] = (), # ids whose rows in the embedding (and the head) are trained, too
 ) -> GPT: # the same model
     """Give a model an adapter, which changes nothing until it is trained.
+
+    Once it is, `merge` before you generate: beside the weights it takes several times as long.
 
     Raises ValueError for targets that the model does not have, a name in use, ids outside the vocabulary."""
     check(not getattr(model, "merged", None), "add_lora", "the model", "is merged", "call unmerge(model) first")

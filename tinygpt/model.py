@@ -83,6 +83,8 @@ class GPT(nn.Module):
     "A language model: from token ids to scores for the next. Raises ValueError if cfg.vocab_size is 0."
     def __init__(self, cfg: GPTConfig):
         super().__init__()
+        check(isinstance(cfg, GPTConfig), "GPT", f"a {type(cfg).__name__}", "is no GPTConfig",
+              "give one: PRESETS['tiny'], or model.cfg")
         check(cfg.vocab_size > 0, "GPT", "vocab_size=0", "leaves no tokens to predict",
               "take it from the tokenizer: cfg.replace(vocab_size=tokenizer.vocab_size)")
         self.cfg, self.dropout = cfg, float(cfg.dropout)
@@ -103,6 +105,9 @@ class GPT(nn.Module):
     ) -> Tensor: # (B, T, C), normalised, ready for the head
         "The residual stream after the last block. Raises ValueError for more tokens than the context holds."
         check(ids.ndim == 2, "GPT", f"ids of shape {tuple(ids.shape)}", "are not (B, T)", "try ids[None]")
+        check(ids.numel() > 0, "GPT", f"ids of shape {tuple(ids.shape)}", "hold nothing", "give a token at least")
+        check(not ids.is_floating_point(), "GPT", f"ids of {ids.dtype}", "are no whole numbers",
+              "give what the tokenizer gives")
         plan = plan_attention(self.cfg, self.rope, *ids.shape, positions, doc_ids, cache, ids.device)
         n_cached = len(getattr(cache, "k", self.blocks)) # layers that a cache was made for
         check(n_cached == len(self.blocks), "GPT", f"a cache of {n_cached} layers",
@@ -271,6 +276,8 @@ def profile(
     checkpointing: bool = False, # blocks keep their inputs alone and are computed twice
 ) -> Profile:
     "What a model costs. Raises ValueError for a text longer than the context, or a vocabulary of 0."
+    check(isinstance(cfg, GPTConfig), "profile", f"a {type(cfg).__name__}", "is no GPTConfig",
+          "give one: PRESETS['tiny'], or model.cfg")
     T = cfg.context_length if n_tokens is None else n_tokens
     check(1 <= T <= cfg.context_length, "profile", f"n_tokens={T}", f"must lie in 1..{cfg.context_length}",
           "give a length that the context holds")

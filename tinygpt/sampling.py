@@ -16,7 +16,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from .evaluation import evaluating
+from .evaluation import step_by_step
 from .model import GPT
 
 # %% ../nbs/12_sampling.ipynb #8ceeaa98
@@ -304,25 +304,24 @@ def decode_steps(
         for row, prompt in zip(ids, prompts):
             row[: len(prompt)] = torch.tensor(prompt)
         ends, counts = torch.tensor(lengths, device=device)[:, None], None  # ends (n, 1): where the next token goes
-        with evaluating(model):
-            for _ in range(n_new):
-                logits = read(ids, lengths, rows).float()  # (n, V)
-                if sampling.penalizes:
-                    if counts is None:  # all tokens, and the new ones: (n, V) each
-                        counts = [count_tokens(ids, n, logits.shape[-1]) for n in (lengths, [0] * len(rows))]
-                    logits = penalize(logits, *counts, sampling)
-                tokens = choose(logits, sampling, lambda: spin(generator, rows))[:, None]  # (n, 1)
-                ids.scatter_(1, ends, tokens)
-                for count in counts or ():
-                    count.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=count.dtype))
-                ends, lengths = ends + 1, [length + 1 for length in lengths]
-                new = tokens[:, 0].tolist()
-                on = [i for i, (row, token) in enumerate(zip(rows, new)) if not ended(row, token)]
-                yield rows, new
-                if not on:
-                    return
-                if len(on) < len(rows):  # what has ended is not computed again
-                    ids, ends, counts = ids[on], ends[on], counts and [count[on] for count in counts]
-                    rows, lengths = ([x[i] for i in on] for x in (rows, lengths))
+        for _ in range(n_new):
+            logits = read(ids, lengths, rows).float()  # (n, V)
+            if sampling.penalizes:
+                if counts is None:  # all tokens, and the new ones: (n, V) each
+                    counts = [count_tokens(ids, n, logits.shape[-1]) for n in (lengths, [0] * len(rows))]
+                logits = penalize(logits, *counts, sampling)
+            tokens = choose(logits, sampling, lambda: spin(generator, rows))[:, None]  # (n, 1)
+            ids.scatter_(1, ends, tokens)
+            for count in counts or ():
+                count.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=count.dtype))
+            ends, lengths = ends + 1, [length + 1 for length in lengths]
+            new = tokens[:, 0].tolist()
+            on = [i for i, (row, token) in enumerate(zip(rows, new)) if not ended(row, token)]
+            yield rows, new
+            if not on:
+                return
+            if len(on) < len(rows):  # what has ended is not computed again
+                ids, ends, counts = ids[on], ends[on], counts and [count[on] for count in counts]
+                rows, lengths = ([x[i] for i in on] for x in (rows, lengths))
 
-    return steps()
+    return step_by_step(steps(), model)

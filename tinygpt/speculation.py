@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .cache import cache_for
 from .decode import step_for
-from .evaluation import evaluating
+from .evaluation import step_by_step
 from .generation import generate, generate_text
 from .model import GPT
 from .runs import load
@@ -275,19 +275,18 @@ def drafting(
         def steps():
             target = reader_of(model, longest)
             reader = None if draft == "lookup" else reader_of(draft, min(longest, draft.cfg.context_length))
-            with evaluating(model), evaluating(draft):
-                for row, prompt in enumerate(prompts):
-                    dice = Dice(generator[row] if isinstance(generator, Sequence) else generator)
-                    text, rules = list(prompt), Rules(sampling, dice, prompt)
-                    drafter = ModelDraft(reader) if reader else Lookup()
-                    for token in draft_and_verify(target, drafter, text, n_new, n_draft, rules, stats):
-                        done = ended(row, token)
-                        yield [row], [token]
-                        if done:
-                            break
+            for row, prompt in enumerate(prompts):
+                dice = Dice(generator[row] if isinstance(generator, Sequence) else generator)
+                text, rules = list(prompt), Rules(sampling, dice, prompt)
+                drafter = ModelDraft(reader) if reader else Lookup()
+                for token in draft_and_verify(target, drafter, text, n_new, n_draft, rules, stats):
+                    done = ended(row, token)
+                    yield [row], [token]
+                    if done:
+                        break
             idle.update({reader.model: reader for reader in (target, reader) if reader})
 
-        return steps()
+        return step_by_step(steps(), model, draft)
 
     return loop
 

@@ -8,8 +8,8 @@ __all__ = ['EOT', 'GPT2_PATTERN', 'GPT4_PATTERN', 'BLOCKS_PATTERN', 'MIRROR', 'C
            'apply_merges', 'well_formed', 'stream_pieces', 'read_file', 'open_documents', 'count_pieces',
            'place_special', 'choose_special', 'as_list', 'Tokenizer', 'CharTokenizer', 'ByteTokenizer',
            'printable_bytes', 'printable', 'from_printable', 'rank_merges', 'parse_merges', 'learn_vocab',
-           'BPETokenizer', 'write_atomically', 'write_json', 'sealed', 'read_json', 'read_gpt2', 'load_tokenizer',
-           'to_rust', 'encode_in_rust', 'to_hf']
+           'BPETokenizer', 'write_atomically', 'write_json', 'sealed', 'read_json', 'read_gpt2', 'place_of',
+           'load_tokenizer', 'to_rust', 'encode_in_rust', 'to_hf']
 
 # %% ../nbs/01_tokenizer.ipynb #8f92e10f
 import codecs
@@ -20,6 +20,7 @@ import os
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import regex
@@ -269,7 +270,8 @@ def open_documents(
     Raises FileNotFoundError or ValueError where there is no text to be had.
     """
     if isinstance(source, str) and len(source) < 4096 and not set(source) & {"\n", "\0"}:
-        looks_like_a_name = source.endswith(".txt") and not any(map(str.isspace, source))
+        endings = (".txt", ".text", ".md", ".rst", ".json", ".jsonl", ".ndjson")
+        looks_like_a_name = source.endswith(endings) and not any(map(str.isspace, source))
         if looks_like_a_name or os.path.isfile(source):
             source = Path(source)
     if isinstance(source, os.PathLike):
@@ -387,6 +389,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str], allowed_special: Allowed = ()) -> list[list[int]]:
         "`encode` for many texts, in Rust on all cores where possible: the way to encode a corpus."
+        if isinstance(texts, str):
+            raise ValueError(f"encode_batch: texts={texts!r:.40} is one text; give a list, or use encode")
         return encode_in_rust(self, list(texts), choose_special(allowed_special, self.special_tokens))
 
     def token_bytes(self, id: int) -> bytes:
@@ -432,6 +436,9 @@ class CharTokenizer(Tokenizer):
         self.characters = [well_formed(char) for char in characters]
         if wrong := [char for char in self.characters if len(char) != 1]:
             raise ValueError(f"CharTokenizer: characters holds {wrong[0]!r:.40}, which is not one character; "
+                             "to learn them from a text, call CharTokenizer.train(text)")
+        if twice := [char for char, n in Counter(self.characters).items() if n > 1]:
+            raise ValueError(f"CharTokenizer: characters holds {twice[0]!r} more than once; "
                              "to learn them from a text, call CharTokenizer.train(text)")
         vocab = {i: char.encode() for i, char in enumerate(self.characters)}
         self.vocab, self.special_tokens = place_special(vocab, special_tokens, set(vocab.values()))
@@ -691,18 +698,26 @@ def read_gpt2(
     return vocab, parse_merges(line for line in lines if line and not line.startswith("#version"))
 
 # %% ../nbs/01_tokenizer.ipynb #e11bb85f
+def place_of(
+    path_or_name: str | Path,  # of a tokenizer, or of a model
+) -> Path:
+    "Where the tokenizer lies: there, in the run of a checkpoint, or among the shipped files and models."
+    path, places = Path(path_or_name), [Path(path_or_name)]
+    if (path / "state.json").is_file():  # a checkpoint, two folders below its run
+        places.append(path.resolve().parents[1])
+    for name in (path_or_name, f"models/{path_or_name}"):
+        with suppress(FileNotFoundError):
+            places.append(shipped(str(name)))
+    own = ("tokenizer.json", "merges.txt")
+    return next((p for p in places if p.is_file() or any((p / name).is_file() for name in own)), path)
+
 def load_tokenizer(
-    path_or_name: str | Path,  # our file, a folder with it or with GPT-2's two files, a shipped name, or "byte"
+    path_or_name: str | Path,  # our file, a folder with it or with GPT-2's two files, a run, a shipped name, or "byte"
 ) -> Tokenizer:
     "Read a tokenizer. Raises FileNotFoundError, or ValueError for a file that is damaged, foreign or newer."
     if path_or_name == "byte":
         return ByteTokenizer()
-    path = Path(path_or_name)
-    if not path.exists():
-        try:
-            path = shipped(str(path_or_name))
-        except FileNotFoundError:
-            pass  # the error below names what was asked for
+    path = place_of(path_or_name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and (path / "merges.txt").exists():
         return BPETokenizer.from_gpt2(path / "vocab.json", path / "merges.txt")
     path = path / "tokenizer.json" if path.is_dir() else path
@@ -756,10 +771,12 @@ def encode_in_rust(
     "Encode many texts; what Rust does not do (unknown characters, some special tokens) stays in Python."
     if tokenizer.kind == "char" or allowed not in (set(), set(tokenizer.special_tokens)):
         return [tokenizer.encode(text, allowed) for text in texts]
-    if "_rust" not in vars(tokenizer):
-        tokenizer._rust = to_rust(tokenizer)
-    tokenizer._rust.encode_special_tokens = not allowed  # true: they are ordinary text
-    found = tokenizer._rust.encode_batch_fast([well_formed(text) for text in texts], add_special_tokens=False)
+    rusts, plain = vars(tokenizer).setdefault("_rust", {}), not allowed
+    if plain not in rusts:  # two of them, for threads that ask both ways at a time
+        rust = to_rust(tokenizer)
+        rust.encode_special_tokens = plain  # true: they are ordinary text
+        rusts[plain] = rust
+    found = rusts[plain].encode_batch_fast([well_formed(text) for text in texts], add_special_tokens=False)
     return [one.ids for one in found]
 
 # %% ../nbs/01_tokenizer.ipynb #d067d885
