@@ -167,7 +167,7 @@ def test_nothing_happens_before_the_first_step(model):
     steps = decode_steps(model, [[1]], 3, Sampling(), lambda row, token: False)
     assert model.training
     next(steps)
-    assert not model.training
+    assert model.training, "between steps, too"
     steps.close()
     assert model.training
     model.blocks[0].eval()

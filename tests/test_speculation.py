@@ -226,7 +226,7 @@ def test_models_are_left_as_they_were(pair):
     model, draft = make().train(), make(1).train()
     tokens = stream(model, [1], 9, loop=drafting(draft))
     next(tokens)
-    assert not model.training and not draft.training
+    assert model.training and draft.training, "between steps, too"
     tokens.close()
     assert model.training and draft.training
 
