@@ -11,9 +11,10 @@ _HOMES = {
     "tokenizer": ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"],
     "data": ["TokenDataset", "get_batch", "prepare"],
     "model": ["GPT", "GPTConfig", "PRESETS", "profile"],
-    "runs": ["TrainConfig", "load", "load_checkpoint", "save_checkpoint"],
+    "runs": ["DataConfig", "OptimConfig", "RunConfig", "TrainConfig", "load", "load_checkpoint", "make_config",
+             "save_checkpoint"],
     "optim": ["AdamW", "Muon"],
-    "training": ["train"],
+    "training": ["ProgressBar", "resume", "train"],
     "evaluation": ["evaluate_text"],
     "sampling": ["Sampling", "next_token_probs"],
     "cache": ["KVCache"],
@@ -22,7 +23,7 @@ _HOMES = {
     "speculation": ["speculate", "speculate_text"],
     "conversations": ["ChatTemplate", "find_template", "read_conversations"],
     "replies": ["add_tokens"],
-    "sft": ["TuneConfig", "finetune"],
+    "sft": ["LoraConfig", "TuneConfig", "finetune"],
     "chat": ["Chat"],
     "lora": ["add_lora", "merge", "set_adapter", "unmerge"],
     "adapters": ["load_adapter", "open_model", "save_adapter"],
@@ -43,7 +44,10 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name in _HOME_OF: return getattr(import_module(f"tinygpt.{_HOME_OF[name]}"), name)
     if name in _MODULES: return import_module(f"tinygpt.{name}")
-    raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")
+    from difflib import get_close_matches
+    near = get_close_matches(name, [*_HOME_OF, *_MODULES], n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; dir(tinygpt) lists the main names, the others are in its modules"
+    raise AttributeError(f"module 'tinygpt' has no attribute {name!r}{hint}")
 
 
 def __dir__():
