@@ -257,8 +257,9 @@ def read_questions(
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         said = [m["content"] for m in entry["messages"]]
-        kind, wording, slots = entry["checks"][0].values()
-        question = fill((KINDS[kind].ask + KINDS[kind].held)[wording], slots)
+        first = entry["checks"][0]
+        kind = KINDS[first["kind"]]
+        question = fill((kind.ask + kind.held)[first["wording"]], first["slots"])
         tale, said[0] = said[0].removesuffix(question)[:-1], question
         talks.append([Question(tale, question, answer, **check)
                       for question, answer, check in zip(said[::2], said[1::2], entry["checks"], strict=True)])

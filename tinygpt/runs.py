@@ -37,7 +37,7 @@ from .attention import fits
 from .data import sealed, write_json
 from .model import GPT, PRESETS, GPTConfig
 from .optim import SCHEDULES
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import Tokenizer, load_tokenizer, place_of
 from .worlds import shipped
 
 # %% ../nbs/07b_runs.ipynb #26fd927b
@@ -628,9 +628,8 @@ def find_base(
 
 def _tokenizer_of(checkpoint: Path) -> Path:
     "The file of the tokenizer that belongs to a checkpoint: its own, or its run's. Raises FileNotFoundError."
-    for folder in (checkpoint, checkpoint.resolve().parents[1]):
-        if (folder / "tokenizer.json").is_file():
-            return folder / "tokenizer.json"
+    if (found := place_of(checkpoint) / "tokenizer.json").is_file():
+        return found
     raise FileNotFoundError(
         f"{checkpoint}: its tokenizer.json is missing, beside it and in its run; put it there with "
         f"tokenizer.save({str(checkpoint)!r}), or read the weights alone with load_checkpoint"
