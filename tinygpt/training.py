@@ -40,7 +40,7 @@ from tinygpt.data import (
 from tinygpt.machine import (
     LossScaler, backward, compiled_loss, describe_needs, fit_machine, pick_device, trusted_device,
 )
-from .model import GPT
+from .model import GPT, evaluating
 from .optim import clip_grad_norm, make_optimizer
 from tinygpt.runs import (
     DataConfig, OptimConfig, RunConfig, TrainConfig, check_changes, checkpoint_dirs, config_fields, config_to_dict,
@@ -75,16 +75,14 @@ def validate(
         sizes[:] = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(dataset.vocab_size)])
         sizes[list(tokenizer.special_tokens.values())] = 0  # the end of a document is no text
     n_bytes = dataset.n_text_bytes if tokenizer is None else 0
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    nats, n_targets = 0.0, 0
-    for batch in eval_batches(dataset, batch_size, model.cfg.context_length, max_docs):
-        targets = batch.targets[batch.targets >= 0]
-        batch = batch.to(device)
-        nats += model.loss(batch.ids, batch.targets).item() * len(targets)
-        n_targets += len(targets)
-        n_bytes += int(sizes[targets].sum())
-    model.train(was_training)
+    nats, n_targets, device = 0.0, 0, next(model.parameters()).device
+    with evaluating(model):
+        for batch in eval_batches(dataset, batch_size, model.cfg.context_length, max_docs):
+            targets = batch.targets[batch.targets >= 0]
+            batch = batch.to(device)
+            nats += model.loss(batch.ids, batch.targets).item() * len(targets)
+            n_targets += len(targets)
+            n_bytes += int(sizes[targets].sum())
     return {"loss": nats / n_targets, "bits_per_byte": nats / math.log(2) / n_bytes}
 
 # %% ../nbs/08_training.ipynb #9543a0e8
