@@ -595,6 +595,19 @@ def test_save_and_load(trained, tmp_path):
     assert not list(tmp_path.rglob(".*")), "temporary files are gone"
 
 
+def test_the_fingerprint_is_computed_once(trained, monkeypatch, tmp_path):
+    "With GPT-2's vocabulary it takes a quarter of a second, and a fine-tuning asks for it again and again."
+    for tok in trained.values():
+        fresh = type(tok).from_dict(tok.to_dict())
+        asked, to_dict = [], fresh.to_dict
+        monkeypatch.setattr(fresh, "to_dict", lambda: asked.append(1) or to_dict())
+        assert len({fresh.fingerprint for _ in range(5)}) == len(asked) == 1
+        assert pickle.loads(pickle.dumps(tok)).fingerprint == fresh.fingerprint
+        more = tok.special_tokens | {"<|more|>": tok.vocab_size}  # as add_tokens does
+        wider = type(tok).from_dict(tok.to_dict() | {"special_tokens": more})
+        assert wider.fingerprint != tok.fingerprint == load_tokenizer(tok.save(tmp_path)).fingerprint
+
+
 def test_the_fingerprint_never_changes():
     "Data on disk refers to it: a change here means a new file version."
     assert ByteTokenizer().fingerprint == "10712165f819579b9155b4036001d5f5b630e1f2ac2d8ad8fe1bd7c3df5a6945"

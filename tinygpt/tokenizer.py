@@ -21,6 +21,7 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import regex
@@ -367,8 +368,8 @@ class Tokenizer:
     @property
     def eot_id(self) -> int | None: return self.special_tokens.get(EOT)
 
-    @property
-    def fingerprint(self) -> str:
+    @cached_property
+    def fingerprint(self) -> str:  # computed once: a tokenizer does not change
         "SHA-256 of all that decides about ids: equal for equal tokenizers, on every machine."
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
