@@ -63,6 +63,18 @@ def test_one_optimizer_or_a_list_of_them(checkpoint, tmp_path):
         load_checkpoint(tmp_path / "none", fresh, memory)
 
 
+def test_a_compiled_model_is_saved_by_the_names_of_its_weights(checkpoint, tmp_path):
+    "`torch.compile` calls them _orig_mod.embed.weight and so on, and a plain model could not read that."
+    path, config, model, (optimizer,) = checkpoint
+    compiled = torch.compile(model, backend="eager")
+    save_checkpoint(tmp_path / "compiled", compiled, optimizer, 1)
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert (path / name).read_bytes() == (tmp_path / "compiled" / name).read_bytes()
+    fresh, (memory,) = training.make_model(config, torch.device("cpu"))
+    load_checkpoint(path, torch.compile(fresh, backend="eager"), memory)
+    assert all(map(torch.equal, fresh.parameters(), model.parameters()))
+
+
 def test_the_memory_of_another_optimizer_is_refused(checkpoint):
     path, config, model, _ = checkpoint
     other = make_config({"model": dict(vars(config.model)), "optim.optimizer": "muon"})

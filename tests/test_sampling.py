@@ -183,3 +183,14 @@ def test_candidates_are_few():
     weights, ids = candidates(logits, Sampling(top_p=0.5))
     assert weights.shape == (2, 256), "top-p looks among the best first"
     assert candidates(logits, Sampling())[1] is None
+
+
+def test_a_compiled_model_writes_as_it_would_without(model, recwarn):
+    "Compiled code fits one length, and each token makes another: it would be compiled again and again."
+    compiled = torch.compile(model, backend="eager")
+    texts = []
+    for each in (model, compiled):
+        texts.append([])
+        for _ in decode_steps(each, [[1, 2, 3]], 16, Sampling(temperature=0), lambda row, token: texts[-1].append(token)):
+            pass
+    assert texts[0] == texts[1] and len(texts[0]) == 16 and not recwarn.list

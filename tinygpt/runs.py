@@ -35,7 +35,7 @@ from torch import Tensor
 # %% ../nbs/07b_runs.ipynb #912b3cc3
 from .attention import fits
 from .data import sealed, write_json
-from .model import GPT, PRESETS, GPTConfig
+from .model import GPT, PRESETS, GPTConfig, uncompiled
 from .optim import SCHEDULES
 from .tokenizer import Tokenizer, load_tokenizer, place_of
 from .worlds import shipped
@@ -424,7 +424,7 @@ def _as_list(optimizers) -> list[torch.optim.Optimizer]:
 
 def stored_params(model: GPT) -> dict[str, Tensor]:
     "What a checkpoint holds, by name: every parameter; of a model with an adapter (chapter 17b) those that are trained."
-    params = dict(model.named_parameters())
+    params = dict(uncompiled(model).named_parameters())
     return {name: p for name, p in params.items() if p.requires_grad} if getattr(model, "adapter", None) else params
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .evaluation import step_by_step
-from .model import GPT
+from .model import GPT, uncompiled
 
 # %% ../nbs/12_sampling.ipynb #8ceeaa98
 def widest(device: torch.device) -> torch.dtype:
@@ -292,6 +292,7 @@ def decode_steps(
     reader: Callable[[Callable, int | None], Read] = reread,  # how the logits are computed
 ) -> Iterator[tuple[list[int], list[int]]]:  # which prompts got which tokens, step by step
     "Check the request, at once, and begin to write. Raises ValueError for one that cannot be served."
+    model = uncompiled(model)  # compiled code fits one length, and each new token makes another
     n_new, limit = check_request(model, prompts, max_new_tokens, generator, sliding)
     first = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     device = device if first is None else first.device
