@@ -108,7 +108,7 @@ def main() -> None:
     panels = "\n".join([*sentence_panels(model, tokenizer), tale_panel(model, tokenizer)])
     parts = Path(__file__).with_name("_parts")
     (parts / "home.md").write_text(raw(f'<div class="journey">\n{panels}\n</div>'), encoding="utf-8")
-    explorer = SamplingExplorer(model, tokenizer, SENTENCE).to_html()
+    explorer = SamplingExplorer(model, tokenizer, f"{SENTENCE} river. Mia gave Tom").to_html()
     (parts / "explorer.md").write_text(raw(explorer), encoding="utf-8")
 
 

@@ -180,9 +180,29 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
     page.get_by_role("button", name="Start again").click()
     page.locator(".tgx-bet.tgx-far").last.click()
     assert page.locator(".tgx-lost").is_visible() and not page.locator(".tgx-bet").first.is_visible()
-    page.get_by_role("button", name="Back").click()
+    assert page.get_by_role("button", name="Back").evaluate("(el) => el === document.activeElement")
+    page.keyboard.press("Enter")
     page.get_by_role("button", name="Draw a token").click()
     assert page.locator(".tgx-made").count() == 1
+
+
+def test_a_tale_that_is_told_says_so(page, every, tmp_path):
+    explorer = every["sampling"]
+    state = explorer.state | {"new": [explorer.data["end"]], "tree": explorer.tree}
+    (tmp_path / "page.html").write_text(to_html("sampling", explorer.data, state, "told"), encoding="utf-8")
+    page.goto((tmp_path / "page.html").as_uri())
+    assert "The tale is told" in page.inner_text(".tgx-lost") and page.get_by_role("button", name="Draw a token").is_disabled()
+
+
+def test_the_knobs_go_back_to_rest_and_greed_is_honest(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    assert page.get_by_role("button", name="Reset").is_disabled()
+    first = page.inner_text(".tgx-bet .tgx-value >> nth=0")
+    page.locator("input[data-name=temperature]").fill("0")
+    assert re.search(r"likeliest has\s+" + re.escape(first), page.inner_text(".tgx-facts"))  # and not 100 %
+    page.locator("input[data-name=presence_penalty]").fill("1")
+    page.get_by_role("button", name="Reset").click()
+    assert page.inner_text(".tgx-bet .tgx-value >> nth=0") == first and "100 %" in page.inner_text(".tgx-facts")
 
 
 def test_the_page_draws_from_the_distribution_of_chapter_12(page):

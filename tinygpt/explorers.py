@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from traitlets import Dict, Enum, Float, Int, List, Unicode, observe, validate
 
-# %% ../nbs/22_explorers.ipynb #a6fda571
+# %% ../nbs/22_explorers.ipynb #34cdf612
 from .evaluation import evaluating
 from .model import GPT
 from tinygpt.pictures import (
-    BLUE, GREEN, ORANGE, SOFT, as_ids, attention_data, attention_weights_in, bake, capture_scores, pack, read_samples,
+    BLUE, GREEN, ORANGE, SOFT, as_ids, attention_data, attention_weights_in, bake, capture_scores, pack_logits, read_samples,
     speculation_rounds, still_bars, still_lines, still_matrix, still_tokens, to_html, token_text, training_data, visible,
 )
 from .runs import TrainConfig, read_run_config
@@ -116,7 +116,7 @@ class _Knobs(Explorer):
         "The settings as chapter 12 takes them."
         return Sampling(**{name: getattr(self, name) for name in KNOBS} | {"top_k": self.top_k or None})
 
-# %% ../nbs/22_explorers.ipynb #2c85631e
+# %% ../nbs/22_explorers.ipynb #fcb40ff7
 class SamplingExplorer(_Knobs):
     """The next token's distribution under the settings of chapter 12; choose a token and go on.
 
@@ -129,15 +129,16 @@ class SamplingExplorer(_Knobs):
         model: GPT,
         tokenizer: Tokenizer | None, # None: tokens are shown as their ids
         prompt: str | Sequence[int] | Tensor, # (T,) if these are ids
-        n_baked: int = 40, # places a page holds, as far as a megabyte goes
+        n_baked: int = 120, # places a page holds, as far as a megabyte goes
         **state, # temperature, top_k, ... as in `Sampling`, and new
     ):
         self.model, self.prompt, limit, V = model, as_ids(prompt, tokenizer), model.cfg.context_length, model.cfg.vocab_size
         if not 1 <= len(self.prompt) < limit:
             raise ValueError(f"SamplingExplorer: {len(self.prompt)} prompt tokens are not in 1..{limit - 1}; give another prompt")
-        self.n_baked = max(1, min(n_baked, 200_000 // V))
-        data = {"title": "Sampling", "tokens": [token_text(tokenizer, i) for i in range(V)], "prompt": self.prompt, "limit": limit}
-        super().__init__(data, {"top_k": V}, tree={"": pack(self.read([]))}, **state)
+        self.n_baked = max(1, min(n_baked, 400_000 // V))
+        data = {"title": "Sampling", "tokens": [token_text(tokenizer, i) for i in range(V)], "prompt": self.prompt,
+                "limit": limit, "end": tokenizer and tokenizer.eot_id}
+        super().__init__(data, {"top_k": V}, tree={"": pack_logits(self.read([]))}, **state)
 
     @torch.inference_mode()
     def read(self, new: list[int]) -> Tensor: # (V,)
@@ -151,7 +152,7 @@ class SamplingExplorer(_Knobs):
         key = ",".join(map(str, self.new))
         if key not in self.tree:
             room = len(self.prompt) + len(self.new) <= self.model.cfg.context_length
-            self.tree = {key: pack(self.read(self.new))} if room else {}
+            self.tree = {key: pack_logits(self.read(self.new))} if room else {}
 
     @property
     def ids(self) -> list[int]:
@@ -175,7 +176,7 @@ class SamplingExplorer(_Knobs):
         return still_bars([(self.data["tokens"][i], p) for p, i in zip(best.values.tolist(), best.indices.tolist())])
 
     def to_html(self) -> str:
-        if not hasattr(self, "baked"): self.baked = bake(self.read, self.n_baked)
+        if not hasattr(self, "baked"): self.baked = bake(self.read, self.n_baked, self.data["end"])
         return to_html(self.kind, self.data, self.state | {"tree": self.baked | self.tree}, self.summary, self.still)
 
 # %% ../nbs/22_explorers.ipynb #0407cc5b

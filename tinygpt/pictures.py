@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATIC', 'INK', 'SOFT', 'LINE', 'BLUE', 'ORANGE', 'GREEN', 'ASLEEP', 'visible', 'token_text', 'pack', 'lines_of',
            'script', 'style', 'Still', 'still_tokens', 'still_bars', 'short', 'still_lines', 'still_matrix', 'to_html',
-           'as_ids', 'capture_scores', 'attention_data', 'attention_weights_in', 'bake', 'training_data',
-           'read_samples', 'RecordedDraft', 'speculation_rounds']
+           'as_ids', 'capture_scores', 'in_steps', 'attention_data', 'attention_weights_in', 'pack_logits', 'bake',
+           'training_data', 'read_samples', 'RecordedDraft', 'speculation_rounds']
 
 # %% ../nbs/21b_pictures.ipynb #c5eedf22
 import base64
@@ -243,7 +243,14 @@ def capture_scores(
         scores.append((cap * torch.tanh(s / cap) if cap else s).detach())
     with watch_attention(model, look): yield scores
 
-# %% ../nbs/21b_pictures.ipynb #b52cca4d
+# %% ../nbs/21b_pictures.ipynb #748ea96b
+def in_steps(
+    x: Tensor, # (..., N)
+) -> tuple[Tensor, Tensor]: # (...) what a step is worth; (..., N) how many steps, int16
+    "Numbers in sixteen bits: each row has steps of its own, so that its largest takes 32,767 of them."
+    steps = (x.float().abs().amax(-1) / 32767).clamp(min=1e-9)
+    return steps, (x.float() / steps[..., None]).round().to(torch.int16)
+
 def attention_data(
     scores: Tensor, # (L, H, T, T) before mask and softmax
     tokens: list[str], # T
@@ -253,9 +260,7 @@ def attention_data(
     "The scores on and below the diagonal in 16 bits; mask and softmax are worked out where they are drawn."
     L, H, T, _ = scores.shape
     row, column = torch.tril_indices(T, T)
-    below = scores.float()[..., row, column] # (L, H, T(T+1)/2)
-    steps = (below.abs().amax(-1) / 32767).clamp(min=1e-9) # (L, H) what one unit is worth
-    units = (below / steps[..., None]).round().to(torch.int16)
+    steps, units = in_steps(scores[..., row, column]) # (L, H), (L, H, T(T+1)/2)
     return {"title": "Attention", "tokens": tokens, "n_layers": L, "n_heads": H, "window": window, "docs": docs,
             "steps": [float(f"{s:.6g}") for s in steps.flatten().tolist()], "scores": pack(units)}
 
@@ -273,20 +278,30 @@ def attention_weights_in(
     mask = attention_mask(T, data["window"], None if data["docs"] is None else torch.tensor(data["docs"]))
     return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
-# %% ../nbs/21b_pictures.ipynb #d0facfcf
+# %% ../nbs/21b_pictures.ipynb #534de1d3
+def pack_logits(
+    logits: Tensor, # (V,)
+) -> str: # what a step is worth, a space, int16 as base64
+    step, steps = in_steps(logits)
+    return f"{step.item():.7g} {pack(steps)}"
+
 def bake(
     read: Callable[[list[int]], Tensor], # new ids behind the prompt -> logits (V,) of the next one
     n: int, # how many places to bake
-) -> dict[str, str]: # "12,7": what comes after the new ids 12 and 7, float32 as base64
-    "The likeliest continuations of a prompt as a tree, best first."
-    tree, waiting = {}, [(-1.0, [])] # minus the probability of a path, and the path
+    end: int | None = None, # the token that ends a text: nothing is baked behind it
+) -> dict[str, str]: # "12,7": what comes after the new ids 12 and 7, as `pack_logits` says it
+    "The likeliest continuations of a prompt as a tree: first a part of the greedy path, then best first."
+    tree, path, waiting = {}, (), [(-1.0, ())] # minus the probability of a path, and the path
+    def opened(path):
+        if path not in tree: tree[path] = read(list(path)).float()
+        return tree[path]
+    while len(tree) < n // 4 and path[-1:] != (end,): path += (opened(path).argmax().item(),)
     while waiting and len(tree) < n:
         chance, path = heapq.heappop(waiting)
-        logits = read(path).float()
-        tree[",".join(map(str, path))] = pack(logits)
-        top = logits.softmax(-1).topk(min(10, len(logits)))
-        for p, id in zip(top.values.tolist(), top.indices.tolist()): heapq.heappush(waiting, (chance * p, path + [id]))
-    return tree
+        if path[-1:] == (end,): continue
+        top = opened(path).softmax(-1).topk(min(64, len(tree[path])))
+        for p, id in zip(top.values.tolist(), top.indices.tolist()): heapq.heappush(waiting, (chance * p, path + (id,)))
+    return {",".join(map(str, path)): pack_logits(logits) for path, logits in tree.items()}
 
 # %% ../nbs/21b_pictures.ipynb #ab96547b
 def training_data(

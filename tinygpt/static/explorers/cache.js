@@ -11,35 +11,24 @@ function cacheBytes({n_layers, d_head}, {kv_heads, window, batch, bytes}, length
 KINDS.cache = (ui) => {
   const {data} = ui, tops = Math.log2(data.max_len);
   const lengths = Array.from({length: Math.round(tops * 4) + 1}, (_, i) => Math.round(2 ** (i / 4)));
-  const near = (value) => lengths.reduce((best, at, i) => (Math.abs(at - value) < Math.abs(lengths[best] - value) ? i : best), 0);
   const stops = {length: lengths, kv_heads: data.divisors, window: [0, ...lengths.filter((n) => n >= 16)], batch: [1, 2, 4, 8, 16, 32, 64, 128]};
-  const knob = (name, label, format = (n) => n.toLocaleString("en")) => { // a slider over a list of values
-    const list = stops[name], output = h("output", {class: "tgx-value"});
-    const input = h("input", {type: "range", min: 0, max: list.length - 1, step: 1, "aria-label": label, "data-name": name, "data-lm-suppress-shortcuts": "true", oninput: () => ui.set({[name]: list[input.value]})});
-    const row = h("label", {class: "tgx-slider"}, h("span", {}, label), input, output);
-    row.sync = (value) => {
-      input.value = list.reduce((best, at, i) => (Math.abs(at - value) < Math.abs(list[best] - value) ? i : best), 0);
-      output.textContent = format(value);
-      input.setAttribute("aria-valuetext", format(value));
-      fill(input);
-    };
-    return row;
-  };
+  const knob = (name, label, format = (n) => n.toLocaleString("en")) => slider(ui, name, label, {stops: stops[name], format});
   const knobs = {
     length: knob("length", "Tokens"), kv_heads: knob("kv_heads", "Key/value heads", (n) => `${n} of ${data.n_heads}`),
     window: knob("window", "Window", (n) => (n ? n.toLocaleString("en") : "none")), batch: knob("batch", "Texts at once"),
   };
   const bytes = choice(ui, "bytes", "bytes of a number", {4: "float32", 2: "bfloat16", 1: "int8"});
   const machine = choice(ui, "machine", "the machine", Object.fromEntries(Object.keys(data.machines).map((name) => [name, name])));
-  const stack = h("div", {class: "tgx-stack"}), plots = h("div", {class: "tgx-plots"}), note = h("div", {class: "tgx-note"});
-  ui.root.append(h("div", {class: "tgx-bar"}, h("div", {class: "tgx-name"}, data.title), h("div", {class: "tgx-row"}, bytes, machine)),
+  const back = reset(ui, ui.first), stack = h("div", {class: "tgx-stack"}), plots = h("div", {class: "tgx-plots"}), note = h("div", {class: "tgx-note"});
+  ui.root.append(h("div", {class: "tgx-bar"}, h("div", {class: "tgx-name"}, data.title), h("div", {class: "tgx-row"}, bytes, machine, back)),
     h("div", {class: "tgx-pairs"}, Object.values(knobs)), stack, plots, note, ui.said);
 
   return (raw) => {
     const state = {...raw, bytes: Number(raw.bytes)}, W = ui.width, {bandwidth, flops} = data.machines[state.machine];
-    for (const [name, row] of Object.entries(knobs)) row.sync(state[name]);
+    for (const row of Object.values(knobs)) row.sync();
     bytes.sync();
     machine.sync();
+    back.sync();
     const weights = data.n_params * state.bytes, held = (n) => cacheBytes(data, state, n);
     const full = (n) => cacheBytes(data, {...state, kv_heads: data.n_heads, window: 0}, n);
     const seen = (n) => (state.window ? Math.min(state.window, n) : n);

@@ -44,15 +44,22 @@ function unpack(text, Type) {
   return new Type(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 }
 
-// A labelled slider bound to ui.state[name]. JupyterLab would take its arrow keys without the data attribute.
-function slider(ui, name, label, {min, max, step = 1, format = String, hint}) {
+// A labelled slider bound to ui.state[name], over numbers or over a list of `stops`, with − and + for fingers.
+// JupyterLab would take its arrow keys without the data attribute.
+function slider(ui, name, label, {stops, min = 0, max = stops?.length - 1, step = 1, format = String, hint}) {
+  const near = (value) => stops.reduce((best, at, i) => (Math.abs(at - value) < Math.abs(stops[best] - value) ? i : best), 0);
+  const heard = () => ui.set({[name]: stops ? stops[input.value] : Number(input.value)});
   const output = h("output", {class: "tgx-value"});
-  const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true",
-    "data-name": name, oninput: () => ui.set({[name]: Number(input.value)})});
-  const row = h("label", {class: "tgx-slider", title: hint}, h("span", {}, label), input, output);
+  const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true", "data-name": name, oninput: heard});
+  const nudge = (sign, move) => h("button", {type: "button", class: "tgx-nudge", tabindex: -1, "aria-label": `${label}: ${move < 0 ? "less" : "more"}`,
+    onclick: () => { move < 0 ? input.stepDown() : input.stepUp(); heard(); }}, sign);
+  const row = h("div", {class: "tgx-slider", title: hint}, h("span", {}, label), nudge("\u2212", -1), input, nudge("+", 1), output);
+  let before; // a finger that came to scroll the page has moved nothing
+  input.addEventListener("pointerdown", () => (before = ui.state[name]));
+  input.addEventListener("pointercancel", () => ui.set({[name]: before}));
   row.sync = (max = input.max, value = ui.state[name]) => {
     input.max = max;
-    input.value = value;
+    input.value = stops ? near(value) : value;
     output.textContent = format(value);
     input.setAttribute("aria-valuetext", format(value));
     fill(input, clamp(0, Number(input.min), Number(input.max)));
@@ -84,6 +91,16 @@ function choice(ui, name, label, options) {
 function button(text, onclick, props = {}) {
   return h("button", {type: "button", class: "tgx-button", "data-lm-suppress-shortcuts": "true", onclick, ...props}, text);
 }
+
+// All knobs back to where they stood at first, or to other values.
+function reset(ui, values) {
+  const names = Object.keys(values), row = button("Reset", () => ui.set(values), {title: "all knobs as they were"});
+  row.sync = () => (row.disabled = names.every((name) => ui.state[name] === values[name]));
+  return row;
+}
+
+// How to read a token whose space is a dot, where there is one.
+const dots = (tokens) => (tokens.some((text) => text.includes(" ")) ? [h("span", {class: "tgx-note"}, "“·” is a space.")] : []);
 
 // Scroll a box so far that a part of it is in view; the page around it stays where it is.
 function reveal(box, part) {
@@ -132,7 +149,7 @@ function mount({el, kind, data, state, onchange}) {
   const root = h("div", {class: `tgx tgx-${kind}`, role: "group", "aria-label": data.title});
   const said = h("div", {class: "tgx-say", role: "status", "aria-live": "polite"});
   const ui = {
-    root, data, said, state: {...state}, live: Boolean(onchange),
+    root, data, said, state: {...state}, first: {...state}, live: Boolean(onchange),
     say: (text) => said.textContent === text || (said.textContent = text),
     set(patch) {
       if (Object.entries(patch).every(([name, value]) => ui.state[name] === value)) return draw();
@@ -148,7 +165,12 @@ function mount({el, kind, data, state, onchange}) {
   theme();
   let paint, width = 0; // as it was drawn last
   const build = () => { root.replaceChildren(); paint = KINDS[kind](ui); draw(); };
-  const draw = () => { width = root.clientWidth; paint(ui.state); };
+  const draw = () => {
+    width = root.clientWidth;
+    root.classList.toggle("tgx-narrow", ui.width < 620);
+    root.classList.toggle("tgx-fingers", ui.width < 480 || matchMedia("(pointer: coarse)").matches);
+    paint(ui.state);
+  };
   build();
   const onTheme = () => { const before = root.dataset.theme; if (theme() !== before) draw(); };
   const watcher = new MutationObserver(onTheme), system = matchMedia("(prefers-color-scheme: dark)");

@@ -20,7 +20,6 @@ KINDS.monitor = (ui) => {
 
   const paint = (state) => {
     const {rows, rungs, total, samples, said} = ui.data, W = ui.width, end = last(), at = state.at == null ? end : Math.min(state.at, end);
-    ui.root.classList.toggle("tgx-narrow", W < 620);
     const passed = rows.filter((row) => row.step <= at), train = passed.filter((row) => "loss" in row), checks = passed.filter((row) => row.val_bits_per_byte != null);
     steps.sync(Math.max(end, 1), at);
     steps.hidden = play.hidden = end === 0;

@@ -6,8 +6,8 @@ KINDS.rope = (ui) => {
   const key = slider(ui, "key", "Key's position", {min: 0, max: max_len - 1});
   const distance = slider(ui, "distance", "Distance to query", {min: 0, max: Math.max(max_len - 1, 1)});
   const layout = choice(ui, "rope_layout", "which features are partners", {half: "half", interleaved: "interleaved"});
-  const strip = h("div", {class: "tgx-strip", role: "img"}), dials = h("div", {class: "tgx-dials"}), plot = h("div"), title = h("div", {class: "tgx-name"}, ui.data.title);
-  ui.root.append(h("div", {class: "tgx-bar"}, title, layout), strip, h("div", {class: "tgx-pairs"}, key, distance), dials,
+  const back = reset(ui, ui.first), strip = h("div", {class: "tgx-strip", role: "img"}), dials = h("div", {class: "tgx-dials"}), plot = h("div"), title = h("div", {class: "tgx-name"}, ui.data.title);
+  ui.root.append(h("div", {class: "tgx-bar"}, title, h("div", {class: "tgx-row"}, layout, back)), strip, h("div", {class: "tgx-pairs"}, key, distance), dials,
     h("div", {class: "tgx-legend tgx-inline"}, h("span", {class: "tgx-key tgx-blue"}, "query"), h("span", {class: "tgx-key tgx-orange"}, "key"), h("span", {class: "tgx-note"}, "Shaded: the angle between them. It depends on the distance alone.")),
     plot, ui.said);
   const partners = (i, kind) => (kind === "half" ? [i, i + D / 2] : [2 * i, 2 * i + 1]);
@@ -24,6 +24,7 @@ KINDS.rope = (ui) => {
     key.sync();
     distance.sync(Math.max(far, 1), d);
     layout.sync();
+    back.sync();
     const owner = new Map(Array.from({length: n}, (_, i) => partners(i, state.rope_layout).map((f) => [f, i])).flat());
     strip.replaceChildren(...Array.from({length: D}, (_, f) => h("span", {style: `background:${hue(owner.get(f))};color:${owner.get(f) > n * 0.6 ? "#111" : "#fff"}`, title: `feature ${f}: pair ${owner.get(f)}`}, D <= 32 && W > 560 ? String(f) : "")));
     strip.setAttribute("aria-label", `the ${D} features of a head; partners share a colour: ${partners(0, state.rope_layout).join(" and ")}, ${partners(Math.min(1, n - 1), state.rope_layout).join(" and ")}, and so on`);
