@@ -34,6 +34,7 @@ export: $(INSTALLED)  ## write tinygpt/ and the site's lists from the notebooks,
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tests/strip_widgets.py
+	@$(BIN)/python tests/type_stub.py
 	@$(BIN)/python site/make_pages.py
 
 chapters: $(INSTALLED)  ## run notebooks and store their outputs: all, or make chapters CHAPTERS="00 05"

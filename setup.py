@@ -36,7 +36,7 @@ setup(
     packages=["tinygpt", "tinygpt.recipes", "tinygpt.static", "tinygpt.shipped"],
     package_dir={"tinygpt.shipped": "data"},
     package_data={
-        "tinygpt": ["py.typed"],
+        "tinygpt": ["py.typed", "*.pyi"],
         "tinygpt.recipes": ["*.yaml"],
         "tinygpt.static": ["**/*"],
         "tinygpt.shipped": ["**/*"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import lint_notebooks as lint
 import pytest
+import tinygpt
+import type_stub
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -59,6 +62,14 @@ def test_importing_tinygpt_is_light():
     chapters = [f"tinygpt.{nb.module}" for nb in BOOK if nb.module and nb.module not in lint.HEAVY_CHAPTERS]
     code = f"import importlib, sys; [importlib.import_module(m) for m in {chapters}]; print([m for m in {heavy} if m in sys.modules])"
     assert python(code).strip() == "[]", "a chapter's module imports a large library when it is imported"
+
+
+def test_editors_are_told_the_names_that_are_looked_up_late():
+    "tinygpt/__init__.pyi names what `tinygpt.__getattr__` finds, and all of it is there."
+    assert type_stub.STUB.read_text(encoding="utf-8") == type_stub.stub(), "run python tests/type_stub.py"
+    imports = [node for node in ast.parse(type_stub.stub()).body if isinstance(node, ast.ImportFrom)]
+    told = [alias.asname for node in imports for alias in node.names]
+    assert sorted(told) == sorted([*tinygpt._MODULES, *tinygpt.__all__]) and all(hasattr(tinygpt, name) for name in told)
 
 
 def test_the_command_is_installed():
