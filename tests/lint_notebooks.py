@@ -272,13 +272,18 @@ def pictures(nb: Notebook, book: Book) -> Found:
 
 
 def folds(nb: Notebook, book: Book) -> Found:
-    "`code-fold` folds a cell on the site; JupyterLab folds it by the cell's own metadata: a solution needs both."
+    "`code-fold` folds a cell on the site; JupyterLab folds it by the cell's own metadata: a solution needs both, for its outputs, too."
     for c in nb.code():
-        folded = bool(c.metadata.get("jupyter", {}).get("source_hidden"))
+        hidden = c.metadata.get("jupyter", {})
+        folded, solution = bool(hidden.get("source_hidden")), (c.directives.get("code-summary") or "").startswith("Solution")
         if (c.directives.get("code-fold") or "").lower() == "true" and not folded:
             yield c, "is folded on the site and open in JupyterLab; set its metadata to {\"jupyter\": {\"source_hidden\": true}}"
         elif folded and c.on_site and "code-fold" not in c.directives:
             yield c, "is folded in JupyterLab and open on the site; add '#| code-fold: true', or unfold it"
+        if solution and not hidden.get("outputs_hidden"):
+            yield c, "is a solution whose outputs JupyterLab shows; set its metadata to {\"jupyter\": {\"outputs_hidden\": true, \"source_hidden\": true}}"
+        elif hidden.get("outputs_hidden") and not solution:
+            yield c, "has outputs that JupyterLab hides and the site shows; take outputs_hidden out of its metadata, or call it '#| code-summary: \"Solution\"'"
 
 
 def front_matter(nb: Notebook, book: Book) -> Found:

@@ -41,7 +41,8 @@ GOOD = [
     code("assert attend(0) == 1\nprint('a/b/c https://example.org/home/x ./tmp/x')", stream("1 of 2")),
     code('#| fig-cap: "It grows."\n#| fig-alt: "A curve."\nplot()', picture()),
     code("#| hide\nplot()", picture()),
-    code("#| slow\n#| code-fold: true\n#| code-summary: 'Solution'\n1 + 1", jupyter={"source_hidden": True}),
+    code("#| slow\n#| code-fold: true\n#| code-summary: 'Solution'\n1 + 1", jupyter={"outputs_hidden": True, "source_hidden": True}),
+    code("#| code-fold: true\n#| code-summary: How this is made\n1 + 1", jupyter={"source_hidden": True}),
     md("## Looking back\n\nSee [the layers](04_rope.ipynb)."),
     code("from tinygpt.model import GPT  # a cell that is not exported may look ahead"),
     code("import torch\ntorch.manual_seed(len([i for i in range(3)]))\nlambda y: attend(y) + math.pi"),
@@ -110,6 +111,8 @@ PLANTED = [
     ("picture", "#| fig-alt", code('#| fig-cap: "It grows."\nplot()', picture())),
     ("fold", "open in JupyterLab", code("#| code-fold: true\n1")),
     ("fold", "open on the site", code("1", jupyter={"source_hidden": True})),
+    ("fold", "a solution whose outputs", code("#| code-fold: true\n#| code-summary: Solution, at last\n1", jupyter={"source_hidden": True})),
+    ("fold", "the site shows", code("1", jupyter={"outputs_hidden": True})),
     ("link", "links to training.html, and there is no such file", md("See [training](training.html#loop).")),
     ("link", "links to model.html, and there is no such file; write 06_model.ipynb", md("See [the model](model.html).")),
     ("link", "links to 7_x.ipynb", md('![](7_x.ipynb "title") and `[code](is none)`')),
@@ -122,7 +125,7 @@ def test_a_planted_fault_is_found(book: Path, rule: str, says: str, cell: dict):
     path = write(book, [*GOOD, cell])
     found = lint.Book(book).lint([path])
     assert [p.rule for p in found] == [rule], found
-    assert says in found[0].message and found[0].where.startswith("nbs/05_attention.ipynb, cell 12")
+    assert says in found[0].message and found[0].where.startswith("nbs/05_attention.ipynb, cell 13")
 
 
 @pytest.mark.parametrize(
