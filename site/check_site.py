@@ -1,4 +1,4 @@
-"""Looks at the rendered pages: do links and anchors lead somewhere, have pictures words, does nothing come from elsewhere?
+"""Looks at the rendered pages: links and anchors, words for pictures, closed solutions, and nothing from elsewhere.
 
     python site/check_site.py            # _site; exit code 1 and a line for each fault
 
@@ -21,6 +21,7 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.anchors, self.links, self.loads, self.wordless = set(), [], [], []
+        self.folds, self.shown = [""], 0  # classes of the <details> we are in; solutions of which only the code is closed
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -34,6 +35,15 @@ class Page(HTMLParser):
             self.loads.append(has["src"])
         if tag == "img" and "alt" not in has:
             self.wordless.append(has.get("src", "")[:80])
+        if tag == "details":
+            self.folds.append(has.get("class", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "details" and len(self.folds) > 1:
+            self.folds.pop()
+
+    def handle_data(self, text: str) -> None:
+        self.shown += text.startswith("Solution") and "code-fold" in self.folds[-1]
 
 
 def faults(root: Path) -> list[str]:
@@ -45,6 +55,8 @@ def faults(root: Path) -> list[str]:
         if path.stat().st_size > MOST_BYTES:
             found.append(f"{name}: {path.stat().st_size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
         found += [f"{name}: a picture without words: {source}" for source in page.wordless]
+        if page.shown:
+            found.append(f"{name}: {page.shown} solutions show what they print; site/pages.lua closes them")
         for link in page.links + page.loads:
             parts = urlsplit(link)
             if parts.scheme in ("http", "https") or link.startswith("//"):

@@ -5,6 +5,7 @@
 -- 4. Links to the source, Colab and JupyterLab need the project's public address: `git_url` in settings.ini. While it is
 --    empty they are left out, nbdev's own among them (it links each function to /blob/...).
 -- 5. Wide tables get a box that scrolls, so that the page need not.
+-- 6. A solution is closed with all that it prints: Quarto would fold the code alone, and show what comes out.
 
 local function read(name)
   -- A file of the repository, looked for upwards from the page, and from this script.
@@ -106,4 +107,17 @@ end
 
 function Table(block)
   return pandoc.Div({ block }, pandoc.Attr("", { "wide" }))
+end
+
+function Div(cell)
+  local code = cell.classes:includes("cell") and cell.content[1]
+  local summary = code and code.t == "CodeBlock" and code.attributes["code-summary"]
+  if not summary or not summary:match("^Solution") then return nil end
+  code.attributes["code-fold"], code.attributes["code-summary"] = nil, nil
+  local function html(text) return pandoc.RawInline("html", text) end
+  local opening = { html("<details class=\"solution\"><summary>"), pandoc.Str(summary), html("</summary>") }
+  cell.content[1] = code
+  cell.content:insert(1, pandoc.Plain(opening))
+  cell.content:insert(pandoc.Plain({ html("</details>") }))
+  return cell
 end

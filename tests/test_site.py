@@ -308,7 +308,7 @@ def test_pages_stay_under_three_megabytes(processed: dict[str, dict]):
 def test_rendered_pages_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "nbs/b.html").write_text('<h2 id="here">x</h2><a href="../index.html#top">up</a><img src="data:image/png;base64,AA" alt="">')
-    good = '<h1 id="top">x</h1><a href="nbs/b.html#here">b</a><a href="https://a.b">out</a><a href="nbs/b.html#a.method">m</a>'
+    good = '<details class="solution"><summary>Solution</summary>x<p>4</p></details><h1 id="top">x</h1><a href="nbs/b.html#here">b</a><a href="https://a.b">out</a><a href="nbs/b.html#a.method">m</a>'
     (tmp_path / "index.html").write_text(good)
     assert check_site.faults(tmp_path) == [] and check_site.main([str(tmp_path)]) == 0
     planted = {
@@ -316,6 +316,7 @@ def test_rendered_pages_are_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
         '<a href="nbs/b.html#there">b</a>': "leads to no heading",
         '<img src="data:image/png;base64,AA">': "a picture without words",
         '<script src="https://cdn.b/x.js"></script>': "asks another server",
+        '<details class="code-fold"><summary>Solution</summary>x</details><p>4</p>': "1 solutions show",
         "<p>" + "x" * 3_000_000: "3.0 MB",
     }
     for fault, says in planted.items():
@@ -443,6 +444,31 @@ def test_the_filter(tmp_path: Path, address: str):
     assert links == ([f"https://github.com/{place}", f"https://colab.research.google.com/github/{place}",
                       "https://mybinder.org/v2/gh/somebody/tinygpt/main?urlpath=lab/tree/nbs/05_attention.ipynb"] if address else [])  # fmt: skip
     assert ("/blob/main/x.py" in done.stdout) == bool(address)
+
+
+CELL = """::: {{#cell-9 .cell}}
+``` {{.python .cell-code code-fold="true" code-summary="{}"}}
+print(2 + 2)
+```
+
+::: {{.cell-output .cell-output-stdout}}
+```
+4
+```
+:::
+:::
+"""
+
+
+@pytest.mark.skipif(PANDOC is None, reason="needs pandoc, or Quarto, which brings it")
+def test_solutions_are_closed_with_what_they_print():
+    "Another folded cell is left to Quarto, which folds its code and shows the picture it makes."
+    call = [PANDOC, *(["pandoc"] if Path(PANDOC).stem == "quarto" else []), "--lua-filter", "site/pages.lua", "-t", "html"]
+    pages = [subprocess.run(call, input=CELL.format(name), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+             for name in ("Solution", "The drawing")]  # fmt: skip
+    inside = re.search(r'(?s)<details class="solution"><summary>Solution</summary>(.*)</details>', pages[0])[1]
+    assert "print" in inside and re.search(r"<code>4\s*</code>", inside) and "code-fold" not in pages[0]
+    assert "<details" not in pages[1] and 'data-code-fold="true"' in pages[1]
 
 
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("quarto") is not None, reason="needs make, and no Quarto")
