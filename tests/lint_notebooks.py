@@ -280,6 +280,8 @@ def folds(nb: Notebook, book: Book) -> Found:
             yield c, "is folded on the site and open in JupyterLab; set its metadata to {\"jupyter\": {\"source_hidden\": true}}"
         elif folded and c.on_site and "code-fold" not in c.directives:
             yield c, "is folded in JupyterLab and open on the site; add '#| code-fold: true', or unfold it"
+        if folded and "code-summary" in c.directives and next(iter(c.directives)) != "code-summary":
+            yield c, "is folded in JupyterLab, which shows its first line: begin with '#| code-summary: ...', so that it says what is folded"
         if solution and not hidden.get("outputs_hidden"):
             yield c, "is a solution whose outputs JupyterLab shows; set its metadata to {\"jupyter\": {\"outputs_hidden\": true, \"source_hidden\": true}}"
         elif hidden.get("outputs_hidden") and not solution:
