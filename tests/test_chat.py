@@ -17,12 +17,13 @@ import torch
 import yaml
 
 from tinygpt.chat import Chat, Memory, fit
-from tinygpt.chatting import ACTIONS, read_request
-from tinygpt.cli import main
-from tinygpt.conversations import TEMPLATES, read_conversations
+from tinygpt.chatting import ACTIONS, EXAMPLE, opening, read_request
+from tinygpt.cli import Chosen, main
+from tinygpt.conversations import TEMPLATES, find_template, read_conversations
 from tinygpt.generation import generate
 from tinygpt.model import GPT, PRESETS
 from tinygpt.quantization import quantize
+from tinygpt.replies import encode_chats
 from tinygpt.runs import save_checkpoint
 from tinygpt.sampling import Sampling
 from tinygpt.tokenizer import EOT, BPETokenizer, ByteTokenizer
@@ -361,6 +362,31 @@ def test_each_question_by_itself(typed, tmp_path):
     assert out.splitlines()[-1:] == typed("Ho", "runs/assistant", "--temperature", "0")[1].splitlines()[-1:]
 
 
+def test_who_learned_single_questions_is_asked_singly(typed, folder, tmp_path):
+    "Unless --no_single is said; and the first lines show a question of its kind."
+    run, talk = folder / "runs" / "gardener", [{"role": "user", "content": "When are beans sown?"}, {"role": "assistant", "content": "In May."}]
+    data, sizes = run / "data" / "train.safetensors", {}
+    for talks in ([talk], [talk * 2]):
+        encode_chats(talks, "tales", TOKENIZER, 64).save(data)
+        for words in ([], ["--single"], ["--no_single"]):
+            path = tmp_path / f"{len(talks[0])}{''.join(words)}.jsonl"
+            assert typed(f"Hi\nHo\n/save {path}", "runs/gardener", *words)[0] == 0
+            sizes[len(talks[0]), *words] = len(next(read_conversations(path)))
+    data.unlink()
+    assert sizes == {(2,): 2, (2, "--single"): 2, (2, "--no_single"): 4, (4,): 4, (4, "--single"): 2, (4, "--no_single"): 4}
+
+
+def test_the_first_lines_show_a_question_of_the_models_kind(tmp_path):
+    chosen, template = Chosen("runs/beans", tmp_path / "checkpoints" / "step_1"), find_template("tales")
+    (tmp_path / "beans.jsonl").write_text('{"question": "When are beans sown?", "answer": "In May."}\n')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"base": "book", "chat": {"source": str(tmp_path / "beans.jsonl")}}))
+    said = opening(chosen, template, tales=False, single=True).splitlines()
+    assert said[1:3] == ["It has learned to answer from beans.jsonl, and knows little else. Ask as there:", "  When are beans sown?"] and "--no_single" in said[3]
+    (tmp_path / "beans.jsonl").unlink()
+    assert opening(chosen, template, tales=False).endswith("and knows little else.")
+    assert opening(chosen, template, tales=True).endswith(f"type a tale and a question:\n  {EXAMPLE}")
+
+
 def test_a_model_of_other_texts_is_not_asked_about_tales(typed):
     code, _, err = typed("/help\n/tale", "runs/gardener")
     assert code == 2 and "/tale is for models" in err and "new tale to ask" not in err
@@ -472,7 +498,7 @@ def test_on_a_terminal_a_question_is_mended(folder):
         assert one.end() == 0, one.screen
     talk = list(read_conversations(folder / "a.jsonl"))[0]
     assert talk[0]["content"] == "Where is she?" and len(talk) == 2, one.screen
-    assert "Ctrl-D ends" in one.screen and "/tale tells one. Or type: Anna" in one.screen and "Traceback" not in one.screen
+    assert "Ctrl-D ends" in one.screen and "/tale tells one to ask about" in one.screen and EXAMPLE in one.screen and "Traceback" not in one.screen
 
 
 @needs_terminal

@@ -66,6 +66,18 @@ def test_help_is_quick_and_light():
     assert best < 0.3, f"tinygpt --help took {best:.2f} s"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_is_quick_and_light(name):
+    "And so is the answer to a wrong option: neither imports PyTorch."
+    for word, code, said in (("--help", 0, "usage"), ("--nosuch", 2, "unknown argument '--nosuch'")):
+        run = f"import sys, tinygpt.cli as c; code = c.main([{name!r}, {word!r}]); print('torch' in sys.modules); sys.exit(code)"
+        done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+        assert done.returncode == code and said in done.stdout + done.stderr
+        assert word != "--help" and name in ("train", "demo", "finetune", "profile") or done.stdout.endswith("False\n"), word
+    best = min(_seconds([*TINYGPT, name, "--help"]) for _ in range(5))
+    assert best < 0.5, f"tinygpt {name} --help took {best:.2f} s"
+
+
 def _seconds(command: list[str]) -> float:
     started = time.perf_counter()
     subprocess.run(command, capture_output=True, check=True)
@@ -102,14 +114,17 @@ def test_a_dash_is_as_good_as_an_underscore(here, capsys):
     refused(capsys, ["generate", "--max-new-tokens", "x"], "whole number")
 
 
-def test_train_help_lists_every_field_with_its_meaning(capsys):
+def test_fields_are_listed_with_their_meaning(capsys):
     from tinygpt.training import config_fields
 
-    main(["train", "--help"])
+    assert main(["train", "--fields"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
     for name in config_fields():
         assert f"--{name}" in lines, name
         assert len(lines[f"--{name}"].split("[")[0].split()) > 1, f"{name} has no comment beside it"
+    assert main(["profile", "--fields", "optim"]) == 0
+    assert {line.split(".")[0] for line in capsys.readouterr().out.splitlines()} == {"  --optim"}
+    refused(capsys, ["demo", "--fields", "optin"], "did you mean optim?")
 
 
 def test_train_generate_evaluate(here, capsys):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from test_refusals import check, everything
 from test_sft import make_base, write
 
 from tinygpt.cli import main
-from tinygpt.conversations import read_conversations
-from tinygpt.finetuning import tuning_config
+from tinygpt.conversations import find_template, read_conversations
+from tinygpt.finetuning import compare, tuning_config
 from tinygpt.replies import open_chat_data
 from tinygpt.runs import config_fields, find_checkpoint, load, read_run_config
-from tinygpt.sft import TuneConfig
+from tinygpt.sft import TuneConfig, methods
 from tinygpt.tokenizer import ByteTokenizer, CharTokenizer
 from tinygpt.training import read_metrics
 
@@ -39,6 +40,7 @@ def begun(tmp_path_factory) -> Path:
     write(folder / "talks.jsonl", TALKS)
     (folder / "empty.jsonl").write_text(json.dumps({"question": "Why?", "answer": "Because."}) + "\n" + json.dumps({"question": "Why?", "answer": ""}) + "\n")
     (folder / "fields.jsonl").write_text(json.dumps({"prompt": "Why?", "reply": "Because."}) + "\n")
+    (folder / "talks.csv").write_text("question,answer\nWhy?,Because.\n")
     (folder / "broken.json").write_text('[{"question": "Why?", ')
     write(folder / "long.jsonl", [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]] * 3)
     with contextlib.chdir(folder):
@@ -52,13 +54,16 @@ def test_a_run_is_used_like_any_other(here, capsys):
     assert read_run_config(Path("run")).chat.template == "tales" and model.cfg.vocab_size == tokenizer.vocab_size == 261
     assert "->" in (here / "run/samples.md").read_text()
     assert main(["generate", "run", "--prompt", "5?", "--max_new_tokens", "4", "--seed", "1"]) == 0
+    assert capsys.readouterr().err == "(run has learned to answer in a chat, and goes on with a text badly: tinygpt chat run)\n"
+    assert main(["generate", "base", "--prompt", "5?", "--max_new_tokens", "4", "--seed", "1"]) == 0
+    assert capsys.readouterr().err == ""
     assert main(["checkpoints", "run", "small"]) == 0
     assert find_checkpoint("run").is_dir()
     sizes = {name: (find_checkpoint(name, "last") / "model.safetensors").stat().st_size for name in ("run", "small")}
     assert sizes["small"] < 0.7 * sizes["run"], "an adapter is not the whole model"
     capsys.readouterr()
     assert main(["finetune", "--resume", "run", "--run.keep_checkpoints", "3"]) == 0
-    assert "tinygpt chat run --single" in capsys.readouterr().out
+    assert "tinygpt chat run  talk with it, one question at a time" in capsys.readouterr().out
 
 
 def test_few_conversations_are_read_often_enough(here):
@@ -68,11 +73,21 @@ def test_few_conversations_are_read_often_enough(here):
 
 
 def test_help_lists_every_field_with_its_meaning(capsys):
-    assert main(["finetune", "--help"]) == 0
+    assert main(["finetune", "--help"]) == main(["finetune", "--fields"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
     for name in config_fields(TuneConfig):
         assert f"--{name}" in lines, name
-    assert "sft, lora" in lines["--method"]
+    assert all(f" {name}, " in lines["--method"] for name in methods())
+    assert "[--data says it]" in lines["--chat.source"] and "[by chat.epochs]" in lines["--optim.steps"]
+
+
+def test_a_field_of_lora_means_lora(here, capsys):
+    quick = ["--base", "base", "--data", "talks.jsonl", "--print_config"]
+    assert main(["finetune", *quick, "--lora.rank", "4"]) == 0
+    assert "method: lora" in (said := capsys.readouterr().out) and "rank: 4" in said
+    for more in (["--method", "sft"], ["--recipe", "alpaca"]):
+        check(main(["finetune", *quick, *more, "--lora.rank", "4"]), *capsys.readouterr(), "--lora.rank is about adapters")
+    assert main(["finetune", *quick, "--recipe", "alpaca", "--method", "lora", "--lora.rank", "4"]) == 0
 
 
 REFUSED = {
@@ -84,7 +99,8 @@ REFUSED = {
     "a letter that the base lacks": (["--base", "letters", "--data", "talks.jsonl", "--chat.template", "alpaca"], "talks.jsonl, line 1: encode: text["),
     "no such base": (["--base", "bse", "--data", "talks.jsonl"], "bse: neither a run directory nor a checkpoint"),
     "unknown method": (["--base", "base", "--data", "talks.jsonl", "--method", "lroa"], "method='lroa' is unknown; did you mean lora?"),
-    "unknown template": (["--base", "base", "--data", "talks.jsonl", "--chat.template", "tale"], "template='tale' is unknown"),
+    "unknown template": (["--base", "base", "--data", "talks.jsonl", "--chat.template", "tale"], "config: chat.template='tale' is unknown; choose from tales"),
+    "another kind of file": (["--base", "base", "--data", "talks.csv"], 'one line for each: {"question": "'),
     "missing fields": (["--base", "base", "--data", "fields.jsonl"], "line 1: fields prompt, reply"),
     "empty answer": (["--base", "base", "--data", "empty.jsonl"], "line 2: answer is empty"),
     "no JSON": (["--base", "base", "--data", "broken.json"], "line 1 is not JSON"),
@@ -133,7 +149,21 @@ def test_the_exam(here, capsys):
     assert main(["evaluate", "run", "--questions", "mine/held_out.jsonl"]) == 0
     out = capsys.readouterr().out
     assert "new wordings" in out and "new facts" in out
-    check(main(["evaluate", "run", "--questions", "talks.jsonl"]), *capsys.readouterr(), "talks.jsonl: holds no questions")
+    check(main(["evaluate", "run", "--questions", "fields.jsonl"]), *capsys.readouterr(), "fields.jsonl, line 1: fields prompt, reply; give question and answer")
+
+
+def test_an_exam_of_ones_own(here, capsys):
+    "The same file as for finetune; a reply is right if it says the same; every question of a conversation is asked."
+    assert main(["evaluate", "run", "--questions", "talks.jsonl", "--json"]) == 0
+    (marks,) = json.loads(capsys.readouterr().out)["marks"]
+    assert marks["n"] == 20 and marks["share"] == marks["n_right"] / 20 and marks["low"] <= marks["share"] <= marks["high"]
+    model, tokenizer = load("run")
+    found = compare(model, tokenizer, find_template("tales"), TALKS[:3])
+    assert [(question, answer) for question, answer, _ in found] == [(talk[0]["content"], talk[1]["content"]) for talk in TALKS[:3]]
+    write(here / "mine.jsonl", [[*TALKS[0], *TALKS[1]], [{**TALKS[2][0]}, {"role": "assistant", "content": found[2][2] or "?"}]])
+    assert main(["evaluate", "run", "--questions", "mine.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^all +3 ", said) and "     expected: 1." in said
 
 
 def sharegpt(record: dict) -> dict:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GUIDE', 'COMMANDS', 'nearest', 'Parser', 'whole', 'number', 'split_overrides', 'fields_help', 'recipes_help',
-           'Chosen', 'choose_model', 'do_data', 'train_and_show', 'check_kind', 'report_run', 'floor_lines',
-           'check_tokenizer', 'do_train', 'run_command', 'one_line', 'in_users_words', 'main', 'terminal']
+           'read_options', 'Chosen', 'choose_model', 'do_data', 'train_and_show', 'check_kind', 'report_run',
+           'floor_lines', 'check_tokenizer', 'do_train', 'run_command', 'one_line', 'in_users_words', 'main',
+           'terminal']
 
 # %% ../nbs/23_cli.ipynb #04c21da7
 GUIDE = """\
@@ -26,7 +27,7 @@ tinygpt: train a small language model, watch it learn, and use it
   tinygpt --version
 """  # what `tinygpt --help` says
 
-# %% ../nbs/23_cli.ipynb #4bc2749a
+# %% ../nbs/23_cli.ipynb #ef1c9bfc
 import argparse
 import contextlib
 import dataclasses
@@ -40,7 +41,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+from importlib import import_module, resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,20 +55,27 @@ def nearest(
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; there is {', '.join(known)}"
 
-# %% ../nbs/23_cli.ipynb #4e7b20b7
+# %% ../nbs/23_cli.ipynb #d85e7d7d
 class Parser(argparse.ArgumentParser):
     "Reads the options of a command: examples in its help, errors in one line with the nearest right name."
 
-    def __init__(self, name: str, description: str, examples: str, fields: str | bool = False):
-        "With `fields`, those of a configuration are options as well: of `train`, or of the kind that is named."
-        self.fields, width = fields, min(110, shutil.get_terminal_size((110, 24)).columns - 2)
+    def __init__(self, name: str, description: str, examples: str, usage: str | None = None, bare: str = "see --help",
+                 fields: str = "", defaults: dict[str, str] = {}):
+        """`bare` is said of a word too many. With `fields`, those of a kind of configuration are options as well;
+        `defaults` says what stands for some of them if nobody gives them."""
+        self.bare, self.fields, self.defaults = bare, fields, defaults
+        width = min(110, shutil.get_terminal_size((110, 24)).columns - 2)
         super().__init__(
             prog=f"tinygpt {name}",
+            usage=usage and f"tinygpt {name} {usage}",
             description=description,
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width),
             allow_abbrev=False,
         )
+        if fields:
+            add = self.add_argument
+            add("--fields", nargs="?", const="", metavar="SECTION", help="list what --SECTION.FIELD VALUE changes: all, or e.g. optim")
 
     def error(self, message: str):
         if message.endswith("expected one argument"):
@@ -77,8 +85,8 @@ class Parser(argparse.ArgumentParser):
             message = f"{option} needs a value" + (f"; one that begins with a dash is written {option}={after[0]}" if dash else "")
         raise ValueError(f"{self.prog.removeprefix('tinygpt ')}: {message.removeprefix('argument ')}")
 
-    def parse(self, argv: Sequence[str], bare: str = "see --help") -> argparse.Namespace:
-        "The values of all options; `bare` is said of a word too many. Raises ValueError for an unknown option, a missing or a wrong value."
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        "The values of all options. Raises ValueError for an unknown option, a missing or a wrong value."
         self.options, self.words = [option for action in self._actions for option in action.option_strings], []
         for word in argv:  # --max-new-tokens is as good as --max_new_tokens
             name, equals, value = word.partition("=")
@@ -86,8 +94,11 @@ class Parser(argparse.ArgumentParser):
             self.words.append(known + equals + value if known in self.options else word)
         args, unknown = self.parse_known_args(self.words)
         for word in unknown:
-            hint = self.hint(word.split("=")[0]) if word.startswith("-") else f"; {bare}"
+            hint = self.hint(word.split("=")[0]) if word.startswith("-") else f"; {self.bare}"
             self.error(f"unknown argument {word!r}{hint}")
+        if self.fields and args.fields is not None:
+            print(fields_help(self.fields, args.fields, self.defaults))
+            self.exit()
         return args
 
     def hint(self, word: str) -> str:
@@ -96,7 +107,7 @@ class Parser(argparse.ArgumentParser):
         if self.fields:
             from tinygpt.runs import ELSEWHERE, config_fields, config_kind
 
-            known = config_fields(config_kind("train" if self.fields is True else self.fields))
+            known = config_fields(config_kind(self.fields))
             fields = {name.rpartition(".")[2]: name for name in known} | {k: v for k, v in ELSEWHERE.items() if v in known}
             meant |= {f"--{key}": f"--{name}" for key, name in fields.items()}
         near = difflib.get_close_matches(word, meant, n=1, cutoff=0.6)
@@ -135,40 +146,50 @@ def split_overrides(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"{word} needs a value: {word} VALUE")
     return found, rest
 
-# %% ../nbs/23_cli.ipynb #ae786d13
-def fields_help(kind: str = "train") -> str:
+# %% ../nbs/23_cli.ipynb #cad12205
+def fields_help(
+    kind: str = "train",  # of configuration
+    only: str = "",  # a section; "": all
+    defaults: dict[str, str] = {},  # said in place of the default in the source
+) -> str:
     "Every field in the sections of a configuration with its default and the comment beside it in the source."
     import inspect
 
     from tinygpt.runs import config_fields, config_kind, type_in_words
 
     types, config = config_fields(config_kind(kind)), config_kind(kind)()
+    sections = [f.name for f in dataclasses.fields(config) if f.name not in types]  # the others are options of their own
+    if only not in ("", *sections):
+        raise ValueError(f"{kind}: --fields {only} is no section{nearest(only, sections)}")
     lines = []
-    for section in dataclasses.fields(config):
-        value, comments = getattr(config, section.name), {}
-        if section.name in types:  # it stands outside of the sections, and is an option of its own
-            continue
-        for kind in reversed(type(value).__mro__[:-1]):
-            comments |= dict(re.findall(r"(?m)^    (\w+): .*?# (.*)$", inspect.getsource(kind)))
-        lines.append("")
+    for section in [only] if only else sections:
+        value, comments = getattr(config, section), {}
+        for part in reversed(type(value).__mro__[:-1]):
+            comments |= dict(re.findall(r"(?m)^    (\w+): .*?# (.*)$", inspect.getsource(part)))
+        lines += [""] if lines else []
         for f in dataclasses.fields(value):
-            name = f"{section.name}.{f.name}"
-            kind = type_in_words(types[name][0])
-            choices = kind if kind.startswith("one of") else ""
-            says = ": ".join(filter(None, (comments.get(f.name), choices)))
-            default = getattr(value, f.name)
+            name, default = f"{section}.{f.name}", getattr(value, f.name)
+            choices = type_in_words(types[name][0])
+            says = ": ".join(filter(None, (comments.get(f.name), choices if choices.startswith("one of") else "")))
             shown = default if isinstance(default, str | tuple) else json.dumps(default)  # as YAML writes it: null, true
-            lines.append(f"  {'--' + name:28} {says} [{shown}]")
+            lines.append(f"  {'--' + name:28} {says} [{defaults.get(name, shown)}]")
     return "\n".join(lines)
 
 
 def recipes_help(kind: str = "train") -> str:
-    "Every recipe of a kind with the first line of its file."
-    from tinygpt.runs import recipes
+    "Every recipe of a kind with the first line of its file, found without chapter 07b: a help has no time to import it."
+    lines = ["recipes:"]
+    for path in sorted(Path(str(resources.files("tinygpt") / "recipes")).glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if (re.findall(r"(?m)^kind: (\w+)", text) or ["train"]) == [kind]:
+            lines.append(f"  {path.stem:20} {text.splitlines()[0].lstrip('# ').partition('. ')[0].rstrip(':')}")
+    return "\n".join(lines)
 
-    first = {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").partition(". ")[0].rstrip(":")
-             for name, path in recipes(kind).items()}
-    return "\n".join(f"  {name:20} {line}" for name, line in first.items())
+
+def read_options(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    "The values of all options, and the fields that are changed, by dotted name."
+    overrides, rest = split_overrides(argv) if parser.fields else ({}, argv)
+    return parser.parse(rest), overrides
 
 # %% ../nbs/23_cli.ipynb #f9410d9a
 class Chosen(NamedTuple):
@@ -397,7 +418,7 @@ def floor_lines(
         f"  {found['bits_per_tale']:6.2f}  bits above the floor per tale"
     )
 
-# %% ../nbs/23_cli.ipynb #d8d6c25a
+# %% ../nbs/23_cli.ipynb #4d3afcae
 def check_tokenizer(
     data,  # a DataConfig
     recipe: Path | None,  # the file that asks for this tokenizer; None: the command line does
@@ -419,18 +440,14 @@ def do_train(argv: Sequence[str]) -> int:
         tinygpt train --recipe mine.yaml
         tinygpt train --resume runs/tales
         tinygpt train --resume runs/tales --run.max_minutes 30
-    """, fields=True)
+    """, "[--recipe RECIPE | --resume RUN] [--print_config] [--no_samples] [--SECTION.FIELD VALUE ...]", fields="train")
     add = parser.add_argument
     add("--recipe", help="a recipe's name or a YAML file [tales]")
     add("--resume", metavar="RUN", help="go on with a run that was stopped, from its last checkpoint")
     add("--print_config", action="store_true", help="print the complete configuration and stop")
     add("--no_samples", action="store_true", help="do not write samples while training")
-    if {"-h", "--help"} & set(argv):
-        parser.usage = "tinygpt train [--recipe RECIPE | --resume RUN] [--print_config] [--no_samples] [--SECTION.FIELD VALUE ...]"
-        parser.epilog += "\n\nrecipes:\n" + recipes_help()
-        parser.epilog += "\n\nfields, with their defaults before the recipe:" + fields_help()
-    overrides, rest = split_overrides(argv)
-    args = parser.parse(rest)
+    parser.epilog += "\n\n" + recipes_help()
+    args, overrides = read_options(parser, argv)
     from tinygpt import runs
 
     if args.resume is not None:
@@ -448,7 +465,7 @@ def do_train(argv: Sequence[str]) -> int:
     print(report_run(path))
     return 0
 
-# %% ../nbs/23_cli.ipynb #1359ac33
+# %% ../nbs/23_cli.ipynb #0f2e5b44
 COMMANDS: dict[str, Callable[[Sequence[str]], int] | str] = {  # a function, or the module and name of one
     "demo": "tinygpt.telling:do_demo",
     "data": do_data,
@@ -469,6 +486,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         raise ValueError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     command = COMMANDS[name]
     if isinstance(command, str):
+        import_module("tinygpt.options").command_line(name, argv)  # help, and words that are wrong: answered before anything is loaded
         module, _, function = command.partition(":")
         command = getattr(import_module(module), function)
     return command(argv)

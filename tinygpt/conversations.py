@@ -214,8 +214,8 @@ def to_messages(
     elif "question" in row:
         turns = [{"role": "user", "content": text("question")}, {"role": "assistant", "content": text("answer")}]
     else:
-        raise ValueError(f"{where}: fields {', '.join(map(str, row)) or 'none'}; give messages, conversations, "
-                         "instruction and output, or question and answer")
+        raise ValueError(f"{where}: fields {', '.join(map(str, row)) or 'none'}; give question and answer (or messages, "
+                         "conversations, instruction and output)")
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     if not answers or not all(answer.strip() for answer in answers):
         wrong = "an empty answer" if answers else "no answer by an assistant"
@@ -226,7 +226,8 @@ def to_messages(
 def read_records(path: Path) -> Iterator[tuple[str, Mapping]]: # where it stands, for messages; the record
     "The records of a JSON file that holds a list, or of JSON lines. Raises ValueError for what is no JSON."
     if path.suffix not in (".json", ".jsonl", ".ndjson"):
-        raise ValueError(f"conversations: {path} is not .json or .jsonl; give one of these")
+        raise ValueError(f"conversations: {path} is not .json or .jsonl; write a file of the second kind, one line for each: "
+                         '{"question": "Where is Tom?", "answer": "At the lake."}')
     lines = path.suffix != ".json"
     try:
         text = "".join(read_file(path))

@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from .cli import Parser, one_line
+from .cli import one_line
+from .options import command_line
 
 # %% ../nbs/23d_doctor.ipynb #4d06c714
 class Finding(NamedTuple):
@@ -177,11 +178,7 @@ CHECKS = (look_at_python, look_at_packages, look_at_torch, look_at_machine, look
 
 def do_doctor(argv: Sequence[str]) -> int:
     "Examine machine and installation. The exit code is 1 if there is something to mend."
-    parser = Parser("doctor", "What this machine has, whether the installation is sound, and what to do about what is not.", """
-        tinygpt doctor
-        tinygpt doctor && tinygpt demo      only if all is well
-    """)
-    parser.parse(argv)
+    command_line("doctor", argv)
     n_wrong = 0
     for check in CHECKS:
         try:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/16d_sft.ipynb #ff2af166
-from .conversations import Messages, find_template, read_conversations
+from .conversations import TEMPLATES, Messages, find_template, read_conversations
 from .data import permutation
 from .machine import compiled_loss, describe_needs, fit_machine, pick_device
 from .model import GPT
@@ -52,9 +52,9 @@ class ChatConfig:
 
     def __post_init__(self):
         _check_types(self)
-        find_template(self.template)
         _check(
             self,
+            template=(self.template in TEMPLATES, f"is unknown; choose from {', '.join(TEMPLATES)}"),
             source=(bool(self.source), "is empty; name a file"),
             val_frac=(0 < self.val_frac < 1, "must lie between 0 and 1"),
             batch_size=(self.batch_size >= 1, "must be 1 or more"),
