@@ -161,6 +161,68 @@ def test_heads_are_chosen_with_arrows_and_tokens_with_the_mouse(page, every, tmp
     assert "score" in page.inner_text(".tgx-say")
 
 
+@pytest.fixture
+def phone(browser):
+    context = browser.new_context(viewport={"width": 390, "height": 600}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    yield page
+    context.close()
+
+
+def swiped(page, x: float, y: float, dx: int, dy: int):
+    "A finger goes down at a place, wanders, and leaves."
+    finger = page.context.new_cdp_session(page)
+    tell = lambda kind, *points: finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+    tell("touchStart", {"x": x, "y": y})
+    for step in range(1, 9):
+        tell("touchMove", {"x": x + dx * step / 8, "y": y + dy * step / 8})
+        page.wait_for_timeout(16)
+    tell("touchEnd")
+    page.wait_for_timeout(100)
+
+
+@pytest.mark.parametrize("kind, name", [("sampling", "temperature"), ("attention", "token"), ("rope", "distance")])
+def test_a_finger_that_scrolls_turns_no_knob(phone, every, tmp_path, kind, name):
+    opened(phone, every[kind], tmp_path)
+    slider = phone.locator(f"input[data-name={name}]")
+    phone.evaluate("(el) => scrollTo(0, el.getBoundingClientRect().top - 300)", slider.element_handle())
+    box, before, top = slider.bounding_box(), slider.input_value(), phone.evaluate("scrollY")
+    swiped(phone, box["x"] + 30, box["y"] + 10, 0, -100)
+    assert slider.input_value() == before and phone.evaluate("scrollY") > top + 50
+    box = slider.bounding_box()
+    swiped(phone, box["x"] + 20, box["y"] + 10, 60, 0)  # sideways it is moved
+    low = float(slider.get_attribute("min")) + (float(slider.get_attribute("max")) - float(slider.get_attribute("min"))) / 4
+    assert slider.input_value() != before
+    phone.touchscreen.tap(box["x"] + 12, box["y"] + 10)
+    assert float(slider.input_value()) < low
+    after = float(slider.input_value())
+    more = phone.locator(f".tgx-slider:has(input[data-name={name}]) .tgx-nudge").last
+    assert min(more.bounding_box()["width"], more.bounding_box()["height"]) >= 40
+    more.tap()
+    assert float(slider.input_value()) == pytest.approx(after + float(slider.get_attribute("step")))
+
+
+@pytest.mark.parametrize("where", [".tgx-matrix", ".tgx-arcs"])
+def test_a_finger_that_scrolls_keeps_the_focus_and_a_tap_moves_it(phone, every, tmp_path, where):
+    opened(phone, every["attention"], tmp_path)
+    place, slider = phone.locator(where), phone.locator("input[data-name=token]")
+    phone.evaluate("(el) => scrollTo(0, el.getBoundingClientRect().top - 100)", place.element_handle())
+    before, top, x = slider.input_value(), phone.evaluate("scrollY"), place.bounding_box()["x"] + 20
+    swiped(phone, x, 400, 0, -100)
+    assert slider.input_value() == before and phone.evaluate("scrollY") > top + 50
+    phone.touchscreen.tap(x, 250)
+    assert slider.input_value() != before
+
+
+def test_explorers_fit_on_a_screen(page, every, tmp_path):
+    "A projector shows 700 pixels or so."
+    page.set_viewport_size({"width": 1280, "height": 800})
+    for kind, explorer in every.items():
+        height = opened(page, explorer, tmp_path).locator(".tgx").bounding_box()["height"]
+        assert height <= 700, (kind, height)
+
+
 def test_a_head_says_on_the_page_what_python_says(page, every, tmp_path):
     explorer = every["attention"]
     opened(page, explorer, tmp_path)

@@ -200,8 +200,9 @@ def still_matrix(
         if cell > 7 or i == focus: still.write(142, 12 + cell * (i + 0.5), visible(text)[:16], "end", font_size=max(9, cell - 2), fill=INK if i == focus else SOFT)
     return still.svg()
 
-# %% ../nbs/21b_pictures.ipynb #175ff340
-ASLEEP = "A still picture, for no script runs here. To wake it, run its cell, or choose “Trust Notebook” among JupyterLab's commands (Ctrl+Shift+C)." # said below
+# %% ../nbs/21b_pictures.ipynb #e0e36b00
+ASLEEP = ("A still picture, for no script runs here. On a website, allow scripts; in JupyterLab, run the cell, or choose "
+          "“Trust Notebook” among the commands (Ctrl+Shift+C).") # said below
 
 def to_html(
     kind: str, # of an explorer, such as "attention"

@@ -31,15 +31,15 @@ KINDS.attention = (ui) => {
     const s = head.scores[at] / head.reach;
     return mix(ground, s < 0 ? blue : orange, Math.abs(s));
   };
-  const plot = (context, head, what, cell) => {
+  const plot = (context, head, what, cell, row = cell) => {
     const inset = cell > 6 ? 0.5 : 0;
     for (let q = 0; q < T; q++) for (let k = 0; k <= q; k++) {
       context.fillStyle = hidden(q, k) ? ui.paint.off : color(head, what, q * T + k);
-      context.fillRect(k * cell, q * cell, cell - inset, cell - inset);
+      context.fillRect(k * cell, q * row, cell - inset, row - inset);
     }
   };
 
-  // The heads at a glance: a grid of buttons, one of them in the tab order, arrows move among them.
+  // The heads at a glance: a grid of buttons, on phones a row, one of them in the tab order, arrows move among them.
   const small = heads.map((head, n) => {
     const [layer, at] = [Math.floor(n / H), n % H];
     const canvas = h("canvas", {"aria-hidden": "true"});
@@ -55,7 +55,7 @@ KINDS.attention = (ui) => {
         const to = {layer: clamp(ui.state.layer + move[0], 0, L - 1), head: clamp(ui.state.head + move[1], 0, H - 1)};
         ui.set(to);
         small[to.layer * H + to.head].focus();
-      }}, canvas);
+      }}, canvas, h("small", {"aria-hidden": "true"}, `L${layer} H${at}`));
   });
   const grid = h("div", {class: "tgx-thumbs", role: "group", "aria-label": "heads: choose one with the arrow keys"},
     h("span"), ...Array.from({length: H}, (_, i) => h("span", {class: "tgx-tick"}, `head ${i}`)),
@@ -69,49 +69,44 @@ KINDS.attention = (ui) => {
   const cross = h("div", {class: "tgx-cross", "aria-hidden": "true"});
   const board = h("div", {class: "tgx-board"}, matrix, cross);
   const legend = h("div", {class: "tgx-legend"});
-  ui.root.append(
-    h("div", {class: "tgx-cols"},
-      h("div", {class: "tgx-side"}, grid, legend),
-      h("div", {class: "tgx-main"}, h("div", {class: "tgx-bar"}, title, what), pick, h("div", {class: "tgx-stage"}, list, board))),
-    ui.said);
+  const side = h("div", {class: "tgx-side"}, grid, h("div", {class: "tgx-bar"}, title, what), pick, ui.said, legend);
+  ui.root.append(h("div", {class: "tgx-cols"}, side, h("div", {class: "tgx-stage"}, list, board)));
 
-  let row = 14, hoverKey = null, dressed = "", drawn = ""; // what the small pictures, and the large one, show now
-  const point = (event, el, act) => {
-    const box = el.getBoundingClientRect();
-    act(clamp(Math.floor((event.clientY - box.top) / row), 0, T - 1), Math.floor((event.clientX - box.left) / row));
+  let hoverKey = null, dressed = "", drawn = ""; // what the small pictures, and the large one, show now
+  const onToken = (e) => {
+    const box = list.getBoundingClientRect(), q = clamp(Math.floor(((e.clientY - box.top) / box.height) * T), 0, T - 1);
+    if (q !== ui.state.token) ui.set({token: q});
   };
-  list.addEventListener("pointermove", (e) => point(e, list, (q) => q !== ui.state.token && ui.set({token: q})));
-  list.addEventListener("pointerdown", (e) => point(e, list, (q) => ui.set({token: q})));
   const onCell = (e) => {
-    const box = matrix.getBoundingClientRect(), cell = box.width / T;
-    const q = clamp(Math.floor((e.clientY - box.top) / cell), 0, T - 1), k = Math.floor((e.clientX - box.left) / cell);
-    hoverKey = k >= 0 && k <= q ? k : null;
+    const box = matrix.getBoundingClientRect(), place = (part) => clamp(Math.floor(part * T), 0, T - 1);
+    const q = place((e.clientY - box.top) / box.height), k = place((e.clientX - box.left) / box.width);
+    hoverKey = k <= q ? k : null;
     ui.set({token: q});
   };
-  matrix.addEventListener("pointermove", onCell);
-  matrix.addEventListener("pointerdown", onCell);
+  for (const [el, act] of [[list, onToken], [matrix, onCell]]) {
+    el.addEventListener("pointermove", (e) => e.pointerType === "touch" || act(e)); // a finger that moves scrolls the page
+    el.addEventListener("click", act);
+  }
   matrix.addEventListener("pointerleave", () => { hoverKey = null; ui.set({}); });
 
   return ({layer, head: at, token, show}) => {
     const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 620;
-    const labels = 114, arcs = narrow ? Math.min(150, W - labels - 8) : clamp(W * 0.12, 60, 110);
-    const room = (width) => clamp((width - labels - arcs - 8) / T, 8, 18); // of a row, if so much width is left
-    const thumb = Math.floor(clamp(((narrow ? W : 260) - 52) / H - 8, 16, 56)), side = H * (thumb + 10) + 60;
-    const above = narrow || room(W - side - 24) < Math.min(12, room(W)); // the small pictures above the large one
-    ui.root.classList.toggle("tgx-narrow", narrow);
-    ui.root.classList.toggle("tgx-above", above);
-    row = narrow ? 17 : room(above ? W : W - side - 24);
-    const cell = narrow ? W / T : row, size = row * T;
+    const labels = narrow ? 92 : 108, arcs = narrow ? 30 : clamp(W * 0.07, 44, 90);
+    const thumb = narrow ? 46 : Math.floor(clamp(200 / H - 8, 16, 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
+    const row = clamp((narrow ? 570 : 640) / T, 5, narrow ? 20 : 26), cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs) / T), size = row * T;
+    side.style.width = narrow ? "" : `${aside}px`;
     grid.style.gridTemplateColumns = `auto repeat(${H}, ${thumb + 8}px)`;
-    const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, plotted = `${layer} ${at} ${cell} ${dress}`;
+    const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, plotted = `${layer} ${at} ${cell} ${row} ${dress}`;
     small.forEach((b, n) => {
       if (dress !== dressed) plot(sharpen(b.firstChild, thumb, thumb), heads[n], show, thumb / T);
       const chosen = n === layer * H + at;
       b.setAttribute("aria-pressed", chosen);
       b.tabIndex = chosen ? 0 : -1;
     });
-    if (plotted !== drawn) plot(sharpen(matrix, cell * T, cell * T), head, show, cell);
+    if (plotted !== drawn) plot(sharpen(matrix, cell * T, size), head, show, cell, row);
     [dressed, drawn] = [dress, plotted];
+    const {offsetLeft: left, offsetWidth: wide} = small[layer * H + at];
+    if (left < grid.scrollLeft || left + wide > grid.scrollLeft + grid.clientWidth) grid.scrollLeft = left - grid.clientWidth / 2;
 
     title.textContent = `Layer ${layer}, head ${at}`;
     what.sync();
@@ -120,7 +115,7 @@ KINDS.attention = (ui) => {
       h("span", {class: "tgx-key tgx-blue"}, "what the token looks at"),
       h("span", {class: "tgx-key tgx-orange"}, "who looks at the token"),
       h("span", {class: "tgx-note"}, show === "weights" ? `${ui.root.dataset.theme === "dark" ? "Brighter" : "Darker"}: more weight. Each row sums to 100 %.` : "Orange: high score. Blue: low score, below zero."),
-      ...(window || docs ? [h("span", {class: "tgx-note"}, `Grey: hidden by the ${[window && `window of ${window}`, docs && "document mask"].filter(Boolean).join(" and the ")}.`)] : []));
+      ...(window || docs ? [h("span", {class: "tgx-note"}, `Grey: hidden by the ${[window && `window of ${window}`, docs && "document mask"].filter(Boolean).join(" and the ")}.`)] : []), ...dots(tokens));
 
     // Arcs on the left of the tokens: upwards to what the token looks at, downwards to who looks at it.
     const marks = [], y = (i) => (i + 0.5) * row, x0 = arcs;
@@ -131,19 +126,21 @@ KINDS.attention = (ui) => {
       marks.push(h("svg:path", {d: `M${x0} ${y(token)}C${x0 - bend * 1.3} ${y(token)} ${x0 - bend * 1.3} ${y(i)} ${x0} ${y(i)}`,
         class: i < token ? "tgx-to" : "tgx-from", "stroke-width": (0.6 + 5 * p).toFixed(2), opacity: (0.15 + 0.8 * Math.sqrt(p)).toFixed(2)}));
     }
-    for (let i = 0; i < T; i++) {
-      const p = i <= token ? w[token * T + i] : 0, r = i > token ? w[i * T + token] : 0;
-      if (p > 0.005 || r > 0.005) marks.push(h("svg:rect", {x: x0 + 3, y: i * row + 0.5, width: labels - 6, height: row - 1, rx: 3,
-        class: p ? "tgx-to-fill" : "tgx-from-fill", opacity: Math.sqrt(p || r).toFixed(3)}));
-      if (i === token) marks.push(h("svg:rect", {x: x0 + 2.5, y: i * row + 0.5, width: labels - 5, height: row - 1, rx: 3, class: "tgx-focus"}));
+    const weight = (i) => (i <= token ? w[token * T + i] : w[i * T + token]), order = tokens.map((_, i) => i), named = [];
+    if (row < 9) order.sort((a, b) => (b === token) - (a === token) || Math.max(weight(b), 0.05) - Math.max(weight(a), 0.05)); // room for some names
+    for (const i of order) {
+      const p = weight(i), top = i * row + 0.5;
+      if (p > 0.005) marks.push(h("svg:rect", {x: x0 + 3, y: top, width: labels - 6, height: row - 1, rx: 3, class: i <= token ? "tgx-to-fill" : "tgx-from-fill", opacity: Math.sqrt(p).toFixed(3)}));
+      if (i === token) marks.push(h("svg:rect", {x: x0 + 2.5, y: top, width: labels - 5, height: row - 1, rx: 3, class: "tgx-focus"}));
       if (docs && i && docs[i] !== docs[i - 1]) marks.push(h("svg:line", {x1: 0, x2: arcs + labels, y1: i * row, y2: i * row, class: "tgx-rule"}));
-      const strong = Math.sqrt(p || r) > 0.62;
-      marks.push(h("svg:text", {x: x0 + 8, y: y(i), "font-size": clamp(row - 3, 8, 12.5), class: strong ? "tgx-on" : ""}, brief(tokens[i], 13)));
+      if (row < 9 && named.some((other) => Math.abs(other - i) * row < 10)) continue;
+      named.push(i);
+      marks.push(h("svg:text", {x: x0 + 8, y: y(i), "font-size": clamp(row - 2.5, 8.5, 12.5), class: Math.sqrt(p) > 0.62 && row >= 9 ? "tgx-on" : ""}, brief(tokens[i], narrow ? 10 : 13)));
     }
     list.replaceChildren(...marks);
     list.setAttribute("width", arcs + labels);
     list.setAttribute("height", size);
-    Object.assign(cross.style, {top: `${token * cell}px`, width: `${(token + 1) * cell}px`, height: `${cell}px`});
+    Object.assign(cross.style, {top: `${token * row}px`, width: `${(token + 1) * cell}px`, height: `${row}px`});
 
     const ranked = (score) => tokens.map((_, i) => [score(i), i]).filter(([p]) => p > 0.005).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const words = (pairs) => pairs.map(([p, i]) => `${quoted(tokens[i])} at ${i} (${percent(p)})`).join(", ");

@@ -53,10 +53,7 @@ function slider(ui, name, label, {stops, min = 0, max = stops?.length - 1, step 
   const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true", "data-name": name, oninput: heard});
   const nudge = (sign, move) => h("button", {type: "button", class: "tgx-nudge", tabindex: -1, "aria-label": `${label}: ${move < 0 ? "less" : "more"}`,
     onclick: () => { move < 0 ? input.stepDown() : input.stepUp(); heard(); }}, sign);
-  const row = h("div", {class: "tgx-slider", title: hint}, h("span", {}, label), nudge("\u2212", -1), input, nudge("+", 1), output);
-  let before; // a finger that came to scroll the page has moved nothing
-  input.addEventListener("pointerdown", () => (before = ui.state[name]));
-  input.addEventListener("pointercancel", () => ui.set({[name]: before}));
+  const row = h("div", {class: "tgx-slider", title: hint}, h("span", {}, label), nudge("\u2212", -1), rail(input, heard), nudge("+", 1), output);
   row.sync = (max = input.max, value = ui.state[name]) => {
     input.max = max;
     input.value = stops ? near(value) : value;
@@ -65,6 +62,20 @@ function slider(ui, name, label, {stops, min = 0, max = stops?.length - 1, step 
     fill(input, clamp(0, Number(input.min), Number(input.max)));
   };
   return row;
+}
+
+// What a slider lies in. For fingers it acts in the slider's place (explorers.css): they move it sideways or with a
+// tap, and upwards they scroll the page, which a browser's own slider would not let them.
+function rail(input, heard) {
+  let from = 0;
+  const slide = (event) => {
+    const box = input.getBoundingClientRect(), part = clamp((event.clientX - box.left - 8) / (box.width - 16), 0, 1);
+    input.value = Number(input.min) + part * (input.max - input.min);
+    heard();
+  };
+  const own = (act) => (event) => event.target !== input && act(event);
+  return h("span", {class: "tgx-rail", onclick: own(slide), onpointerdown: own((event) => (from = event.clientX)),
+    onpointermove: own((event) => event.buttons && Math.abs(event.clientX - from) > 4 && slide(event))}, input);
 }
 
 // The coloured part of a slider's line: from where nothing is done to where it stands.

@@ -5,7 +5,7 @@ KINDS.speculation = (ui) => {
   const strip = h("div", {class: "tgx-chips", role: "list", "aria-label": "the text, token by token"}), facts = h("div", {class: "tgx-sum"});
   const kinds = {draft: "drafted and kept", corrected: "the model's own, instead of a drafted one", bonus: "the model's own, after a draft that was kept whole"};
   ui.root.append(h("div", {class: "tgx-bar"}, h("div", {class: "tgx-name"}, ui.data.title), facts), steps, strip,
-    h("div", {class: "tgx-legend tgx-inline"}, h("span", {class: "tgx-key tgx-green"}, kinds.draft), h("span", {class: "tgx-key tgx-orange"}, kinds.corrected), h("span", {class: "tgx-key tgx-blue"}, kinds.bonus), h("span", {class: "tgx-key tgx-grey"}, "drafted and refused")), ui.said);
+    h("div", {class: "tgx-legend tgx-inline"}, h("span", {class: "tgx-key tgx-green"}, kinds.draft), h("span", {class: "tgx-key tgx-orange"}, kinds.corrected), h("span", {class: "tgx-key tgx-blue"}, kinds.bonus), h("span", {class: "tgx-key tgx-grey"}, "drafted and refused"), ...dots(tokens)), ui.said);
   const chip = (text, kind, label) => h("span", {class: `tgx-chip ${kind}`, role: "listitem", title: label, "aria-label": `${visible(text)}, ${label}`}, h("span", {class: "tgx-word"}, brief(text, 24)));
   return (state) => {
     const at = clamp(state.round ?? n, 0, n);

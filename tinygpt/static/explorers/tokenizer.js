@@ -73,22 +73,23 @@ KINDS.tokenizer = (ui) => {
   const code = codec(ui.data);
   const box = h("textarea", {rows: 3, "aria-label": "text to cut into tokens", spellcheck: "false", "data-lm-suppress-shortcuts": "true",
     oninput: () => ui.set({text: box.value, step: null})});
-  const below = choice(ui, "below", "what stands below each token", {ids: "ids", bytes: "bytes"});
+  const back = reset(ui, ui.first), below = choice(ui, "below", "what stands below each token", {ids: "ids", bytes: "bytes"});
   const special = choice(ui, "special", "special tokens in the text", {text: "plain text", token: "special"});
   const steps = slider(ui, "step", "Rules applied", {min: 0, max: 1, format: (i) => `${i} of ${n}`});
   const chips = h("div", {class: "tgx-chips", role: "list", "aria-label": "tokens"}), facts = h("div", {class: "tgx-sum"}), rule = h("div", {class: "tgx-rule-line"});
-  const one = h("div", {class: "tgx-note"});
+  const one = h("div", {class: "tgx-note"}), legend = h("div", {class: "tgx-legend tgx-inline"});
   ui.root.append(box, h("div", {class: "tgx-bar"}, facts, h("div", {class: "tgx-row"},
-    Object.keys(ui.data.special).length ? h("span", {class: "tgx-row"}, h("span", {class: "tgx-note"}, Object.keys(ui.data.special)[0] + " is"), special) : "", below)),
-    ...(code.n_rules ? [steps, rule] : []), chips, one, ui.said);
+    Object.keys(ui.data.special).length ? h("span", {class: "tgx-row"}, h("span", {class: "tgx-note"}, Object.keys(ui.data.special)[0] + " is"), special) : "", below, back)),
+    ...(code.n_rules ? [steps, rule] : []), chips, one, legend, ui.said);
   const tell = (token) => (one.textContent = token ? `${visible(code.name(token.id))} · id ${token.id} · bytes ${code.hex(token.id)}` : "");
   let last = [], n = 0;
-  chips.addEventListener("pointerover", (e) => tell(last[e.target.closest("[data-i]")?.dataset.i]));
+  for (const kind of ["pointerover", "click"]) chips.addEventListener(kind, (e) => e.pointerType === "touch" && kind !== "click" || tell(last[e.target.closest("[data-i]")?.dataset.i]));
 
   return ({text, step, below: shown, special: mode}) => {
     if (box.value !== text) box.value = text;
     below.sync();
     special.sync();
+    back.sync();
     const whole = code.encode(text, mode === "token");
     n = whole.fired.length;
     const at = step == null ? n : clamp(step, 0, n);
@@ -110,6 +111,7 @@ KINDS.tokenizer = (ui) => {
     const bytes = code.n_bytes(text), per = tokens.length ? (bytes / tokens.length).toFixed(2) : "0";
     facts.replaceChildren(h("b", {}, String(tokens.length)), ` token${tokens.length === 1 ? "" : "s"} · `, h("b", {}, String(bytes)), ` bytes · `, h("b", {}, per), " bytes a token");
     tell(null);
+    legend.replaceChildren(h("span", {class: "tgx-note"}, `Colours: pieces that no rule joins.${code.n_rules ? " Frame: what the latest rule made." : ""}`), ...dots([text]));
     ui.say(tokens.length ? `${tokens.length} tokens for ${bytes} bytes${n ? `, after ${at} of ${n} rules` : ""}.` : "Type some text.");
   };
 };
