@@ -441,7 +441,7 @@ def _check_place(path: Path) -> None:
     if not ours:
         raise ValueError(f"{path}: holds something else than a checkpoint, which would be lost; name a new directory")
 
-
+# %% ../nbs/07b_runs.ipynb #70f334e8
 def save_checkpoint(
     path: str | Path,  # the directory to make; a checkpoint that is there is replaced, but for its tokenizer.json
     model: GPT,
@@ -535,7 +535,7 @@ def _check_model(path: Path, stored: dict, model: GPT) -> None:
                 "build this one with the same, or take what tinygpt.load gives"
             )
 
-
+# %% ../nbs/07b_runs.ipynb #af8fb246
 @torch.no_grad()
 def load_checkpoint(
     path: str | Path,  # a checkpoint directory
@@ -614,7 +614,7 @@ def find_checkpoint(
     hint = f"did you mean {runs[near[0]]}?" if near else f"there is {', '.join(there[:12])}{', ...' * (len(there) > 12)}"
     raise FileNotFoundError(f"{path}: neither a run directory nor a checkpoint; {hint}")
 
-
+# %% ../nbs/07b_runs.ipynb #5489b9d6
 def find_base(
     name: str,  # of the model that a run began with, as the run was told
     run: Path,  # a place in the run

@@ -364,10 +364,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int: return len(self.vocab)
-
     @property
     def eot_id(self) -> int | None: return self.special_tokens.get(EOT)
-
     @cached_property
     def fingerprint(self) -> str:  # computed once: a tokenizer does not change
         "SHA-256 of all that decides about ids: equal for equal tokenizers, on every machine."

@@ -159,13 +159,13 @@ class _StopRequests:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #3f6d7587
+# %% ../nbs/08_training.ipynb #a9344e37
 def run_data(path: Path, config: TrainConfig, tokenizer: Tokenizer) -> tuple[TokenDataset, TokenDataset]:
     "The training and validation tokens of a run. Raises FileNotFoundError or ValueError."
     data_dir = path / "data" if (path / "data").exists() else Path(config.data.source)
     return TokenDataset(data_dir / "train", tokenizer), TokenDataset(data_dir / "val", tokenizer)
 
-
+# %% ../nbs/08_training.ipynb #3f6d7587
 class Pretraining:
     "The task of learning from text: what such a run is made of, what it reads, and how it is judged."
 
@@ -223,7 +223,7 @@ class Pretraining:
     def fingerprint(self, dataset: TokenDataset) -> str | None:
         return read_json(dataset.path / "header.json").get("header_sha256")
 
-
+# %% ../nbs/08_training.ipynb #02f65813
 TASKS: dict[type, Callable] = {TrainConfig: lambda config: Pretraining()}  # by the kind of configuration
 
 
