@@ -161,9 +161,10 @@ def race(writers: dict[str, Write], ids: Tensor, n_new: int, rounds: int, patien
     return timings
 
 
-PRODUCTS = {  # operator -> which inputs are the rows and the matrix
-    "aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::mv": (1, 0), "aten::addmv": (2, 1), "aten::bmm": (0, 1),
-    "aten::baddbmm_": (1, 2), "mkldnn::_linear_pointwise": (0, 1), "aten::mkldnn_linear": (0, 1),
+PRODUCTS = {  # operator -> which inputs are multiplied
+    "aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2), "aten::mv": (1, 0), "aten::addmv": (2, 1),
+    "aten::bmm": (0, 1), "aten::baddbmm": (1, 2), "aten::baddbmm_": (1, 2), "mkldnn::_linear_pointwise": (0, 1),
+    "aten::mkldnn_linear": (0, 1),
 }  # fmt: skip
 CHOICE = ("aten::argmax", "aten::amax", "aten::max", "aten::topk", "aten::_local_scalar_dense")
 
@@ -171,13 +172,20 @@ CHOICE = ("aten::argmax", "aten::amax", "aten::max", "aten::topk", "aten::_local
 def kind_of(op: str, shapes: list[list[int]], batch: int, cfg) -> str | None:
     "The part of a step that an operator belongs to, by its name and its inputs' shapes; None: the rest, or the prompt."
     if op in PRODUCTS:
-        rows, matrix = (shapes[i] for i in PRODUCTS[op])
-        if min(matrix[-2:]) <= cfg.head_width:  # queries and keys, weights and values; or a rotation, a sum of squares
-            return "attention" if cfg.head_width in matrix[-2:] and matrix[-1] != matrix[-2] else None
-        if rows[-2] > batch:
-            return None  # the prompts' tokens
-        pieces = matrix[0] if len(matrix) == 3 else 1  # each thread has one
-        return "head" if cfg.vocab_size in (*matrix, pieces * matrix[-1]) else "matrices"
+        a, b = (shapes[i] for i in PRODUCTS[op])
+        if len(a) == len(b) == 3 and a[0] == batch * cfg.kv_heads and cfg.head_width in (a[-1], b[-1]) and a[-2] <= cfg.n_heads:
+            return "attention"  # queries and keys, weights and values
+        widths = {cfg.d_model, cfg.mlp_width, cfg.n_heads * cfg.head_width}  # what a weight multiplies
+        a_pieces, b_pieces = (s[0] if len(s) == 3 else 1 for s in (a, b))
+        if a[-2] * a_pieces > batch and b[-1] == batch and a[-1] in widths:  # W xᵀ, in pieces
+            d_out = a[-2] * a_pieces
+        elif a[-2] == batch and a[-1] in widths and b[-1] * b_pieces > batch:  # x Wᵀ
+            d_out = b[-1] * b_pieces
+        elif op in ("mkldnn::_linear_pointwise", "aten::mkldnn_linear") and batch in (a[-2], b[-2]):  # weights are (d_out, d_in)
+            d_out = a[-2] if b[-2] == batch else b[-2]
+        else:
+            return None  # the prompt, rotations, sums of squares
+        return "head" if cfg.vocab_size - d_out in range(16) else "matrices"
     if op.startswith("aten::_scaled_dot_product") or op == "aten::_softmax":
         return "attention" if shapes[0][-2] <= cfg.n_heads else None  # more queries: a prompt
     return "choice" if op in CHOICE else None

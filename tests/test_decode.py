@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from tinygpt.cache import KVCache
-from tinygpt.decode import DecodeStep, decodable, fast_reader, to_rows
+from tinygpt.decode import DecodeStep, decodable, fast_reader, unjoin
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.quantization import quantize
 from tinygpt.sampling import reread
@@ -112,7 +112,7 @@ def test_copies_and_files(tmp_path):
     contiguous = {name: p.detach().contiguous() for name, p in model.named_parameters()} # as save_checkpoint writes
     save_file(contiguous, str(tmp_path / "ours.safetensors"))
     other.load_state_dict(load_file(str(tmp_path / "ours.safetensors")))
-    to_rows(model)
+    unjoin(model)
     save_model(model, str(tmp_path / "model.safetensors"))
     load_model(other, str(tmp_path / "model.safetensors"))
     for name, p in model.named_parameters():

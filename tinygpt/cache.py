@@ -231,7 +231,7 @@ def cache_for(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return KVCache(model.cfg, batch_size, min(max_len, model.cfg.context_length), like.dtype, like.device, **options)
 
-PIECE = 4096 # tokens of all rows together that are read at a time: more do not fit into a processor's cache
+PIECE = 1024 # tokens of all rows together that are read at a time: what a layer makes of more leaves a processor's cache
 
 def remember(
     model: GPT,
@@ -269,6 +269,6 @@ def remember(
         n_read = max(min(chunk_len, PIECE // len(rows)), 1)
         for start in range(cache.length, end, n_read):
             new = slots_of(ids, cache, start, min(start + n_read, end)) # (n, T)
-            x = model.hidden(new, cache=cache)
+            x = step.hidden(new) if hasattr(step, "hidden") else model.hidden(new, cache=cache)
         return model.logits(x[:, -1]) # (n, V)
     return read
