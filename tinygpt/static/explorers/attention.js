@@ -90,10 +90,11 @@ KINDS.attention = (ui) => {
   matrix.addEventListener("pointerleave", () => { hoverKey = null; ui.set({}); });
 
   return ({layer, head: at, token, show}) => {
-    const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 620;
+    const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 680;
     const labels = narrow ? 92 : 108, arcs = narrow ? 30 : clamp(W * 0.07, 44, 90);
     const thumb = narrow ? 46 : Math.floor(clamp(200 / H - 8, 16, 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
     const row = clamp((narrow ? 570 : 640) / T, 5, narrow ? 20 : 26), cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs) / T), size = row * T;
+    ui.root.classList.toggle("tgx-narrow", narrow);
     side.style.width = narrow ? "" : `${aside}px`;
     grid.style.gridTemplateColumns = `auto repeat(${H}, ${thumb + 8}px)`;
     const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, plotted = `${layer} ${at} ${cell} ${row} ${dress}`;

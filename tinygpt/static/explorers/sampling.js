@@ -45,7 +45,7 @@ KINDS.sampling = (ui) => {
       hint: "scores are divided by it: below 1 the likely become likelier"}),
     slider(ui, "top_k", "Top-k", {min: 0, max: 50, format: unless(0, String), hint: "at most so many tokens"}),
     slider(ui, "top_p", "Top-p", {min: 0.05, max: 1, step: 0.01, format: unless(1, (x) => x.toFixed(2)), hint: "the fewest tokens that hold this share"}),
-    slider(ui, "min_p", "Min-p", {min: 0, max: 0.5, step: 0.01, format: unless(0, (x) => x.toFixed(2)), hint: "at least this share of the best token's probability"}),
+    slider(ui, "min_p", "Min-p", {min: 0, max: 1, step: 0.01, format: unless(0, (x) => x.toFixed(2)), hint: "at least this share of the best token's probability"}),
     slider(ui, "repetition_penalty", "Repetition penalty", {min: 1, max: 2, step: 0.05, format: unless(1, (x) => x.toFixed(2)), hint: "what the text holds becomes less likely"}),
     slider(ui, "frequency_penalty", "Frequency penalty", {min: -2, max: 2, step: 0.1, format: unless(0, signed), hint: "off the score of a token, for each time that it was written here"}),
     slider(ui, "presence_penalty", "Presence penalty", {min: -2, max: 2, step: 0.1, format: unless(0, signed), hint: "off the score of a token, once, if it was written here at all"}),
