@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-# %% ../nbs/16c_replies.ipynb #512c1b53
+# %% ../nbs/16c_replies.ipynb #21716aac
 from .conversations import ChatTemplate, Encoded, Messages, encode_all, find_template
 from .data import Batch, WholeDocuments
-from .model import GPT
+from .model import GPT, evaluating
 from .tokenizer import Tokenizer
 
 # %% ../nbs/16c_replies.ipynb #e6be3570
@@ -280,7 +280,7 @@ class PackedConversations(PaddedConversations):
     def width(self, rows: np.ndarray) -> int:
         return self.context_length
 
-# %% ../nbs/16c_replies.ipynb #6f16bc45
+# %% ../nbs/16c_replies.ipynb #0d97e20f
 @torch.inference_mode()
 def validate_replies(
     model: GPT,
@@ -291,15 +291,14 @@ def validate_replies(
     "The loss over what counts in conversations, each read from its start."
     n = min(len(data), max_chats or len(data))
     order = np.argsort(-data.lengths[:n], kind="stable")
-    was_training, device, nats, n_targets = model.training, next(model.parameters()).device, 0.0, 0
-    model.eval()
-    for rows in np.split(order, range(batch_size, n, batch_size)):
-        batch = lay_out(data, [[i] for i in rows], data.lengths[rows[0]])
-        found = int((batch.targets >= 0).sum())
-        batch = batch.to(device)
-        nats += model.loss(batch.ids, batch.targets).item() * found
-        n_targets += found
-    model.train(was_training)
+    device, nats, n_targets = next(model.parameters()).device, 0.0, 0
+    with evaluating(model):
+        for rows in np.split(order, range(batch_size, n, batch_size)):
+            batch = lay_out(data, [[i] for i in rows], data.lengths[rows[0]])
+            found = int((batch.targets >= 0).sum())
+            batch = batch.to(device)
+            nats += model.loss(batch.ids, batch.targets).item() * found
+            n_targets += found
     loss = nats / n_targets
     return {"loss": loss, "bits_per_byte": loss * bits_per_byte_per_nat(data)}
 
