@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from tinygpt import machine, runs, training
+from tinygpt.data import TokenDataset
 from tinygpt.machine import LossScaler
 from tinygpt.training import TrainConfig, load, make_config, read_config, train
 from tinygpt.worlds import Rungs
@@ -186,6 +187,20 @@ def losses(path: Path) -> torch.Tensor:
 def changed(settings: dict, name: str, **changes) -> TrainConfig:
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return make_config(settings | {"run.out_dir": str(Path(settings["run"]["out_dir"]).with_name(name))} | dotted)
+
+
+def test_a_validation_that_fails_leaves_the_model_in_training(settings, monkeypatch):
+    run = train(make_config(settings))
+    model, _ = load(run)
+    model.train().blocks[0].eval()
+    held_out = TokenDataset(run / "data" / "val")
+    before = [part.training for part in model.modules()]
+    training.validate(model, held_out)
+    assert [part.training for part in model.modules()] == before
+    monkeypatch.setattr(model, "loss", lambda *batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.validate(model, held_out)
+    assert [part.training for part in model.modules()] == before
 
 
 def test_pieces_of_a_batch_make_the_same_step(settings):
