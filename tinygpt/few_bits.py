@@ -121,6 +121,7 @@ def one_row(
     scale: Tensor,
     sums: Tensor,
     digit: int = 127,
+    bias: Tensor | None = None, # (N,) is added
 ) -> Callable: # () -> y
     "`int8_product` of a single row, over and over, in memory that is made once."
     with torch.inference_mode(False): # else it could not be written to outside of that mode
@@ -131,10 +132,11 @@ def one_row(
     def call() -> Tensor:
         top = x.abs().max().item()
         if not torch.dot(row, row).item() >= least * top**2: # not even, or not a number
-            return y.copy_(int8_product(x, levels, scale, sums, digit))
+            y.copy_(int8_product(x, levels, scale, sums, digit))
+            return y if bias is None else y.add_(bias)
         u.copy_(torch.add(offset, x, alpha=digit / max(top, 1e-30), out=shifted))
-        torch._int_mm(u, columns, out=found).sub_(sums, alpha=digit + 1)
-        return torch.mul(found, top / digit, out=y).mul_(scale)
+        y.copy_(torch._int_mm(u, columns, out=found).sub_(sums, alpha=digit + 1)).mul_(top / digit)
+        return y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale, out=y)
     return call
 
 # %% ../nbs/14_few_bits.ipynb #145bab07

@@ -165,8 +165,7 @@ class Quantized(nn.Module):
         m, bias = self.matrix, getattr(self, "bias", None)
         usual = isinstance(m, Int8Matrix) and m.sums is not None and len(x) == 1 and x.is_cpu and int8_digit()
         if not usual or x.dtype is not torch.float32: return None
-        call = one_row(x, y, *m.parts())
-        return call if bias is None else lambda: call().add_(bias)
+        return one_row(x, y, *m.parts(), bias)
 
     def train(self, mode: bool = True):
         if mode: raise ValueError("train: this model is quantized, and whole numbers have no gradient; "
