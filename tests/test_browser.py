@@ -239,6 +239,10 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
     assert page.locator(".tgx-made").count() == 1
     page.keyboard.press("Enter")  # the row keeps the focus
     assert page.locator(".tgx-made").count() == 2
+    page.set_viewport_size({"width": 360, "height": 700})
+    for _ in range(12):
+        page.locator(".tgx-bet:visible").first.click()
+    assert page.locator(".tgx-text").evaluate("(el) => el.scrollTop + el.clientHeight >= el.scrollHeight - 1")  # its end is in view
     page.get_by_role("button", name="Start again").click()
     page.locator(".tgx-bet.tgx-far").last.click()
     assert page.locator(".tgx-lost").is_visible() and not page.locator(".tgx-bet").first.is_visible()

@@ -86,6 +86,7 @@ KINDS.sampling = (ui) => {
     const packed = stored(state.new), over = state.new.at(-1) === end;
     const mark = (id, i) => h("span", {class: i < prompt.length ? "tgx-given" : "tgx-made"}, prose(tokens[id]));
     text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => [mark(id, i), "\u200b"]), h("span", {class: "tgx-caret"}));
+    text.scrollTop = text.scrollHeight; // a long text shows its end
     back.disabled = anew.disabled = !state.new.length;
     dice.disabled = !packed;
     back.classList.toggle("tgx-first", !packed && !ui.live);
