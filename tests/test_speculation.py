@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt.generation import generate, generate_text, stream, stream_text
-from tinygpt.model import GPT, PRESETS
+from tinygpt.model import GPT, PRESETS, GPTConfig
+from tinygpt.quantization import quantize
 from tinygpt.runs import load
 from tinygpt.sampling import Sampling, next_token_probs
 from tinygpt.speculation import (
@@ -300,3 +301,12 @@ def test_dice():
     assert dice.coin(1.0) and dice.coin(3.7) and not dice.coin(0.0)
     assert dice.generator.get_state().equal(state), "what is certain costs no number"
     assert Dice().draw(torch.tensor([0.0, 2.0])) == 1
+
+
+def test_wrapped_models_are_unwrapped():
+    "As torch.compile wraps them."
+    model, draft = (GPT(GPTConfig(vocab_size=40, context_length=64, d_model=16, n_layers=n, n_heads=2)).eval() for n in (2, 1))
+    wrapped = [torch.compile(m, backend="eager") for m in (model, draft)]
+    texts, _ = speculate(*wrapped, [[1, 2, 3]], 12, temperature=0)
+    assert texts == generate(model, [[1, 2, 3]], 12, temperature=0)
+    assert type(quantize(wrapped[0])) is GPT

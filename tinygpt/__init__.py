@@ -34,8 +34,8 @@ _HOMES = {
 _MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "runs", "machine",
             "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
-            "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "looking",
-            "telling", "doctor", "chatting", "finetuning", "cli")
+            "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "options",
+            "looking", "telling", "doctor", "chatting", "finetuning", "cli")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

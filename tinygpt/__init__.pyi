@@ -26,6 +26,7 @@ from . import machine as machine
 from . import marking as marking
 from . import model as model
 from . import optim as optim
+from . import options as options
 from . import pictures as pictures
 from . import quantization as quantization
 from . import questions as questions

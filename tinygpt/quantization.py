@@ -21,6 +21,7 @@ from tinygpt.few_bits import (
     from_int4, from_int8, int4_block, int8_digit, int8_on_gpu, int8_product, one_row, pack_int4, to_int4, to_int8, unpack_int4,
 )
 from .layers import Embedding, Linear
+from .model import uncompiled
 
 # %% ../nbs/14b_quantization.ipynb #e3fe2b26
 def stored(shape: Sequence[int], dtype: torch.dtype) -> nn.Parameter:
@@ -223,6 +224,7 @@ def hollow(
     block: int | None = None, # order of the nibbles; None: that of this processor
 ) -> nn.Module:
     "A quantized model of zeros, to be filled; its `quantization` says how it was made. Raises ValueError as `quantize` does."
+    model = uncompiled(model)
     if bits not in (4, 8): raise ValueError(f"quantize: bits={bits!r} is neither 8 nor 4; choose one of them")
     if bits == 8 and group_size is not None:
         raise ValueError(f"quantize: group_size={group_size} is for bits=4; leave it out, 8 bits have a scale per row")
@@ -268,7 +270,7 @@ def quantize(
     made = hollow(model, bits, group_size)
     for name, m in made.named_modules():
         if isinstance(m, Quantized):
-            w = model.get_submodule(name).weight
+            w = uncompiled(model).get_submodule(name).weight
             if not w.isfinite().all():
                 raise ValueError(f"quantize: {name} holds weights that are not finite; go back to an earlier checkpoint")
             m.matrix.fill(w)

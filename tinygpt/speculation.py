@@ -20,7 +20,7 @@ from .cache import cache_for
 from .decode import step_for
 from .evaluation import step_by_step
 from .generation import generate, generate_text
-from .model import GPT
+from .model import GPT, uncompiled
 from .runs import load
 from .sampling import Sampling, check_request, distribution, draw, highest, penalize, widest
 from .tokenizer import Tokenizer
@@ -256,6 +256,7 @@ def drafting(
     Raises ValueError for n_draft below 1 and for what is no draft; the loop does for models that do not fit."""
     if not isinstance(n_draft, int) or isinstance(n_draft, bool) or n_draft < 1:
         raise ValueError(f"speculate: n_draft={n_draft!r} must be a whole number from 1; to draft nothing, use generate")
+    draft = uncompiled(draft)
     if draft != "lookup" and not isinstance(draft, GPT):
         raise ValueError(f"speculate: draft={draft!r} is no model; give a GPT, or 'lookup'")
     stats = DraftStats() if stats is None else stats
@@ -268,6 +269,7 @@ def drafting(
         return Follower(model, 256 * math.ceil(longest / 256), n_draft)  # with room for a longer text, the next time
 
     def loop(model, prompts, max_new_tokens, sampling, ended, generator=None, sliding=False, device=None, reader=None):
+        model = uncompiled(model)
         n_new, _ = check_request(model, prompts, max_new_tokens, generator, sliding)
         check_pair(model, draft, longest := max(map(len, prompts)) + n_new)
 
