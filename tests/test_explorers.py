@@ -241,6 +241,14 @@ def test_reach_by_hand():
     assert reach({"": coin, "0": coin, "0,0": coin}, 1, 3) == (1.75, 1.0)  # 1 ends the text: every reader has three draws or a tale
 
 
+def test_a_saved_page_speaks_for_itself(tmp_path):
+    view = LossMaskView([1, 2], [True, False], None)
+    page = view.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h1>Where the loss counts, token by token</h1>" in page and "JupyterLab" not in page and "notebook" not in page.lower()
+    for text in hostile_texts(60):
+        assert tags(view.save(tmp_path / "page.html", title=text).read_text(encoding="utf-8")) == tags(page)
+
+
 def test_no_trait_takes_a_name_of_the_widgets():
     for name in explorers.__all__:
         kind = getattr(explorers, name)
