@@ -241,6 +241,25 @@ def test_merged_models_quantize_and_quantized_models_take_adapters():
         merge(small)
 
 
+def test_a_model_that_torch_compile_has_wrapped(tmp_path):
+    "Its parts are called _orig_mod.blocks... from outside; adapters and their files know nothing of it."
+    plain = random_model(5)
+    wrapped = torch.compile(copy.deepcopy(plain), backend="eager")
+    ids = torch.arange(6)[None]
+    for model in (plain, wrapped):
+        add_lora(model, LoraConfig(rank=2, targets=("q", "v")), tokens=[1])
+        for i, p in enumerate(lora_parameters(model).values()):
+            p.data.fill_(0.01 * (i + 1))
+    assert find_targets(wrapped, ["q"]) == find_targets(plain, ["q"]) and fingerprint(wrapped) == fingerprint(plain)
+    torch.testing.assert_close(wrapped(ids), plain(ids))
+    for name, model in (("plain", plain), ("wrapped", wrapped)):
+        save_adapter(model, tmp_path / name)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "wrapped"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (tmp_path / "plain/adapter_config.json").read_text() == (tmp_path / "wrapped/adapter_config.json").read_text()
+    torch.testing.assert_close(merge(wrapped)(ids), plain(ids))
+
+
 @pytest.mark.parametrize("case", range(9))
 def test_refusals_of_the_layers(case):
     model = add_lora(random_model(9), LoraConfig(targets=("q",)), "one")

@@ -29,7 +29,7 @@ from .conversations import find_template
 from tinygpt.lora import (
     PEFT_NAMES, LoraConfig, LowRank, TokenRows, adapted, adapter_names, add_lora, add_updates, merge, their_path,
 )
-from .model import GPT
+from .model import GPT, uncompiled
 from .quantization import Quantized
 from .rope import to_half, to_interleaved
 from .runs import find_base, load, whole_directory
@@ -44,7 +44,7 @@ def fingerprint(
     """One line that says which weights these are: names, types and bytes of the base, without adapters beside it.
 
     An adapter that is merged counts, with the weights from before: their sum may round elsewhere in another way."""
-    params = {name.replace(".base.", "."): p for name, p in model.named_parameters() if ".adapters." not in name}
+    params = {name.replace(".base.", "."): p for name, p in uncompiled(model).named_parameters() if ".adapters." not in name}
     for i, merged in enumerate([*getattr(model, "under", []), *filter(None, [getattr(model, "merged", None)])]):
         for path, m in merged["layers"].items():
             params |= {f"{i}.{path}.{name}": p for name, p in m.adapters.named_parameters()}
@@ -98,7 +98,7 @@ def adapter_config(
     rows = {path.split(".")[-1]: u.ids.tolist() for path, u in layers.items() if isinstance(u, TokenRows)}
     low = {path: u for path, u in layers.items() if isinstance(u, LowRank)}
     ends = dict.fromkeys(path.split(".")[-1] for path in low)
-    paths = [their_path(path) for path, _ in model.named_modules()]
+    paths = [their_path(path) for path, _ in uncompiled(model).named_modules()]
     everywhere = [end for end in ends if all(path in low for path in paths if path.endswith(f".{end}"))]
     targets = everywhere + [path for path in low if path.split(".")[-1] not in everywhere]
     ranks = {path: u.rank for path, u in low.items()}
@@ -182,7 +182,7 @@ def build_updates(
     where: str = "load_adapter", # named in errors
 ) -> dict[str, LowRank | TokenRows]: # path -> update
     "An adapter's layers for this model, which is left as it is. Raises ValueError for those that do not fit."
-    found, updates, layers = {}, {}, {path.replace(".base", ""): m for path, m in model.named_modules()}
+    found, updates, layers = {}, {}, {path.replace(".base", ""): m for path, m in uncompiled(model).named_modules()}
     home = "open the base it was made for"
     for key, t in tensors.items():
         parts = re.fullmatch(r"(?:base_model\.model\.)?(.+?)\.(lora_A|lora_B|token_adapter)\.\w+", key)

@@ -19,7 +19,7 @@ from torch import Tensor
 # %% ../nbs/17_lora.ipynb #4ce94d3a
 from .attention import check
 from .layers import Embedding, Linear
-from .model import GPT
+from .model import GPT, uncompiled
 from .quantization import QuantEmbedding, QuantLinear, Quantized
 from .sft import LoraConfig
 
@@ -149,7 +149,7 @@ def find_targets(
     """The linear layers that names mean: any whole parts of their path; * stands for anything.
 
     Raises ValueError for a name that means none; only "gate" may be missing, as it is from GELU's MLP."""
-    paths = [path for path, m in model.named_modules() if isinstance(m, Linear | QuantLinear | LoraLinear)
+    paths = [path for path, m in uncompiled(model).named_modules() if isinstance(m, Linear | QuantLinear | LoraLinear)
              and not isinstance(m, LoraEmbedding) and not path.endswith(".base")]
     found = set()
     for target in [targets] if isinstance(targets, str) else targets:
@@ -170,7 +170,7 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def adapted(model: nn.Module) -> dict[str, LoraLinear]: # path -> layer
     "The layers that have adapters."
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
+    return {path: m for path, m in uncompiled(model).named_modules() if isinstance(m, LoraLinear)}
 
 def adapter_names(model: nn.Module) -> list[str]:
     "The adapters that a model has."

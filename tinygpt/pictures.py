@@ -31,7 +31,7 @@ from torch import Tensor
 # %% ../nbs/21b_pictures.ipynb #c1c52c68
 from .attention import attention_mask, repeat_heads, watch_attention
 from .evaluation import evaluating
-from .model import GPT
+from .model import GPT, uncompiled
 from .sampling import Sampling, check_request
 from .speculation import Dice, Drafter, DraftStats, Follower, Lookup, ModelDraft, Rules, check_pair, draft_and_verify
 from .tokenizer import Tokenizer
@@ -352,7 +352,7 @@ def speculation_rounds(
     **sampling, # temperature, top_k, ... as in `Sampling`; greedy unless given
 ) -> list[dict]: # of each call: drafted ids, how many were kept, the model's own token
     "Draft and verify as chapter 15 does it, and keep what was refused. Raises ValueError as `speculate` does."
-    length = len(ids) + n_new
+    model, draft, length = uncompiled(model), uncompiled(draft), len(ids) + n_new
     check_request(model, [ids], n_new, generator, False)
     check_pair(model, draft, length)
     rules = Rules(Sampling(**{"temperature": 0} | sampling), Dice(generator), ids)

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 # %% ../nbs/16c_replies.ipynb #21716aac
 from .conversations import ChatTemplate, Encoded, Messages, encode_all, find_template
 from .data import Batch, WholeDocuments
-from .model import GPT, evaluating
+from .model import GPT, evaluating, uncompiled
 from .tokenizer import Tokenizer
 
 # %% ../nbs/16c_replies.ipynb #e6be3570
@@ -43,6 +43,7 @@ def add_tokens(
     names = [name for name in dict.fromkeys(names) if name not in tokenizer.special_tokens]
     if not names:
         return model, tokenizer, []
+    model = uncompiled(model)
     if getattr(model, "quantization", None):
         raise ValueError("add_tokens: the weights of this model are stored in few bits; add tokens to the float model")
     V = model.cfg.vocab_size
