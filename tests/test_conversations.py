@@ -221,7 +221,7 @@ def test_four_forms_of_records(tmp_path):
 @pytest.mark.parametrize(("row", "says"), [
     ({"instruction": "Q"}, "record 2: output is missing"), ({"instruction": "Q", "output": " "}, "record 2: output is empty"),
     ({"instruction": "", "output": "A"}, "record 2: instruction is empty"), ({"question": 3, "answer": "A"}, "record 2: question is no text"),
-    ({"text": "Q"}, "record 2: fields text; give messages"), ([], "record 2: .* is no record"), ({}, "record 2: fields none"),
+    ({"text": "Q"}, "record 2: fields text; give question and answer"), ([], "record 2: .* is no record"), ({}, "record 2: fields none"),
     ({"messages": []}, "record 2: messages=.* is no list"), ({"messages": [{"role": "user", "content": "Q"}]}, "record 2: there is no answer"),
     ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "\n"}]}, "record 2: there is an empty answer"),
     ({"conversations": [{"from": "human", "value": "Q"}, {"from": "martian", "value": "A"}]}, "record 2: message 2: role='martian'"),
