@@ -3,12 +3,14 @@
     python site/handout.py 05 12                # writes handout/05_attention.ipynb and handout/12_sampling.ipynb
     python site/handout.py 05 --out week6       # into another folder
 
-The rest stays as it is, with outputs and explorers. The copies need the package, not the folder nbs.
+The rest stays as it is, with outputs and explorers. The copies need the package, not the folder nbs: links to chapters that
+are not handed out are plain words there.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -16,12 +18,15 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTION = '#| code-summary: "Solution"'
+LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./\w+/)?([\w.]+\.(?:ipynb|md|qmd))(?:#[^)]*)?\)")
 
 
-def without_solutions(path: Path) -> nbformat.NotebookNode:
-    "A chapter with an empty cell where a solution was."
+def without_solutions(path: Path, given: set[str]) -> nbformat.NotebookNode:
+    "A chapter with an empty cell where a solution was, and links to the given chapters only."
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(lambda link: link[0] if link[2] in given else link[1], cell.source)
         if cell.cell_type == "code" and SOLUTION in cell.source:
             cell.update(source="# your solution\n", outputs=[], execution_count=None)
             cell.metadata.pop("jupyter", None)
@@ -38,9 +43,10 @@ def main() -> int:
         print(f"handout: there is no chapter {unknown[0]}; choose from {', '.join(known)}", file=sys.stderr)
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
+    given = {known[number].name for number in args.chapters}
     for number in args.chapters:
         target = args.out / known[number].name
-        nbformat.write(without_solutions(known[number]), target)
+        nbformat.write(without_solutions(known[number], given), target)
         print(target)
     return 0
 

@@ -165,8 +165,9 @@ def test_readme_lists_the_chapters():
 
 
 def test_readme_examples_run():
-    tale, parts = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    tale, quick, parts = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
     assert " Mia was at the " in python(tale)
+    assert " calls of the model" in python(f"{tale}\n{quick}\nprint(stats)")
     shape = python(f"{parts}\nprint(logits.shape == (1, 16, tokenizer.vocab_size))")
     assert shape.strip() == "True"
 

@@ -18,6 +18,7 @@ _HOMES = {
     "evaluation": ["evaluate_text"],
     "sampling": ["Sampling", "next_token_probs"],
     "cache": ["KVCache"],
+    "decode": ["unjoin"],
     "generation": ["generate", "generate_text", "stream", "stream_text"],
     "quantization": ["quantize"],
     "speculation": ["speculate", "speculate_text"],

@@ -52,6 +52,7 @@ from .conversations import read_conversations as read_conversations
 from .data import TokenDataset as TokenDataset
 from .data import get_batch as get_batch
 from .data import prepare as prepare
+from .decode import unjoin as unjoin
 from .evaluation import evaluate_text as evaluate_text
 from .explorers import AttentionExplorer as AttentionExplorer
 from .explorers import CacheExplorer as CacheExplorer
@@ -106,4 +107,4 @@ from .worlds import load_rungs as load_rungs
 from .worlds import shipped as shipped
 
 __version__: str
-__all__ = ["AdamW", "AttentionExplorer", "BPETokenizer", "ByteTokenizer", "CacheExplorer", "CharTokenizer", "Chat", "ChatTemplate", "DataConfig", "GPT", "GPTConfig", "KVCache", "LoraConfig", "LossMaskView", "Muon", "OptimConfig", "PRESETS", "ProgressBar", "RopeExplorer", "RunConfig", "Sampling", "SamplingExplorer", "SpeculationStrip", "Tales", "TokenDataset", "TokenizerExplorer", "TrainConfig", "TrainingMonitor", "TuneConfig", "add_lora", "add_tokens", "consistency", "evaluate_text", "find_template", "finetune", "from_hf", "generate", "generate_text", "get_batch", "load", "load_adapter", "load_checkpoint", "load_rungs", "load_tokenizer", "make_config", "merge", "next_token_probs", "open_model", "prepare", "profile", "quantize", "read_conversations", "resume", "save_adapter", "save_checkpoint", "set_adapter", "shipped", "speculate", "speculate_text", "stream", "stream_text", "train", "unmerge"]
+__all__ = ["AdamW", "AttentionExplorer", "BPETokenizer", "ByteTokenizer", "CacheExplorer", "CharTokenizer", "Chat", "ChatTemplate", "DataConfig", "GPT", "GPTConfig", "KVCache", "LoraConfig", "LossMaskView", "Muon", "OptimConfig", "PRESETS", "ProgressBar", "RopeExplorer", "RunConfig", "Sampling", "SamplingExplorer", "SpeculationStrip", "Tales", "TokenDataset", "TokenizerExplorer", "TrainConfig", "TrainingMonitor", "TuneConfig", "add_lora", "add_tokens", "consistency", "evaluate_text", "find_template", "finetune", "from_hf", "generate", "generate_text", "get_batch", "load", "load_adapter", "load_checkpoint", "load_rungs", "load_tokenizer", "make_config", "merge", "next_token_probs", "open_model", "prepare", "profile", "quantize", "read_conversations", "resume", "save_adapter", "save_checkpoint", "set_adapter", "shipped", "speculate", "speculate_text", "stream", "stream_text", "train", "unjoin", "unmerge"]

@@ -46,7 +46,9 @@ def join(
 def unjoin(
     model: nn.Module, # changed in place
 ) -> None:
-    "Undo `join`: every parameter alone in memory, for libraries that write files from memory."
+    """Undo `join`: every parameter alone in memory, for libraries that write files from memory.
+
+    `safetensors.torch.save_model` wants it (or `torch.save` of single weights) once a model has written a text."""
     with torch.inference_mode(False), torch.no_grad():
         for p in model.parameters():
             if p.untyped_storage().nbytes() != p.numel() * p.element_size() or not p.is_contiguous():
@@ -335,7 +337,8 @@ class DecodeStep:
     """A GPT's forward pass for a few new tokens, `step(ids (B, T)) -> logits (B, T, V)`; see `decodable`.
 
     Reads and extends the cache, as `model(ids, cache=cache)` does. Weights may change in place or be replaced
-    between steps; parts of the model (layers, hooks) may not: make a new step then. More tokens at a time, as
+    between steps; parts of the model (layers, hooks) may not: make a new step then. Parameters are laid side by side
+    in memory (`unjoin` takes that back). More tokens at a time, as
     those of a prompt, are read by the model itself.
     Raises ValueError for more tokens than the cache holds, and for ids outside the vocabulary."""
 
@@ -372,7 +375,8 @@ class DecodeStep:
         check(B == n_rows, "KVCache", f"a batch of {B}", f"is not the cache's {n_rows}",
               "give ids for each of its rows, or select rows")
         if self.where() != self.bound: self.programs.clear() # weights were replaced
-        if (B, T) not in self.programs:
+        if (B, T) not in self.programs: # texts that have ended do not come back, nor do programs for more of them
+            self.programs = {shape: program for shape, program in self.programs.items() if shape[0] == B}
             now = Moment(model, cache, B, T)
             self.programs[B, T], self.bound = (now, *write_step(now, B, T)), self.where()
         now, calls, logits = self.programs[B, T]

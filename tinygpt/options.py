@@ -38,11 +38,11 @@ def add_sampling(
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:
-    "The options that change how fast a text comes."
-    add = parser.add_argument_group("how it goes faster").add_argument
+    "The options that change how fast a text comes, and how much memory it takes."
+    add = parser.add_argument_group("speed and memory").add_argument
     add("--draft", metavar="MODEL", help="a smaller model with the same tokenizer writes ahead, the large one checks; or lookup, which copies from the text")
     add("--n_draft", type=whole, metavar="N", help="tokens written ahead at a time [8]")
-    add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory and the same texts, nearly; or an eighth, and worse texts")
+    add("--quantize", choices=["int8", "int4"], help="round the weights: a quarter of the memory and the same texts, nearly; or an eighth, and worse texts (faster from a hundred million parameters on, slower below)")
 
 # %% ../nbs/23a_options.ipynb #ebe84b77
 def evaluate_parser() -> Parser:
