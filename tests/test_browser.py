@@ -161,6 +161,42 @@ def test_heads_are_chosen_with_arrows_and_tokens_with_the_mouse(page, every, tmp
     assert "score" in page.inner_text(".tgx-say")
 
 
+def test_a_click_keeps_a_token_and_the_mouse_only_looks(page, every, tmp_path):
+    opened(page, every["attention"], tmp_path)
+    box, token = page.locator(".tgx-arcs").bounding_box(), page.locator("input[data-name=token]")
+    place = lambda i, right=-30: (box["x"] + box["width"] + right, box["y"] + box["height"] * (i + 0.5) / 40)
+    page.mouse.move(*place(10))
+    assert token.input_value() == "10"
+    page.locator(".tgx-thumb").nth(5).click()  # on the way there the mouse leaves the drawing
+    assert token.input_value() == "39"
+    page.mouse.click(*place(12))
+    page.mouse.move(*place(30))
+    page.mouse.move(*place(31, 20))
+    assert token.input_value() == "31"
+    page.locator(".tgx-thumb").nth(6).click()
+    assert token.input_value() == "12" and page.inner_text(".tgx-name") == "Layer 1, head 2"
+    page.mouse.move(*place(30))
+    token.focus()
+    page.keyboard.press("ArrowLeft")  # a knob chooses too
+    page.mouse.move(1, 1)
+    assert token.input_value() == "29"
+
+
+def test_the_focus_is_never_lost_to_a_button_that_is_done(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    draw, back, anew, calm = (page.get_by_role("button", name=name) for name in ("Draw a token", "Back", "Start again", "Reset"))
+    focused = lambda element: element.evaluate("(el) => el === document.activeElement")
+    for button in (back, anew):
+        draw.press("Enter")
+        button.press("Enter")
+        assert focused(draw) and not page.locator(".tgx-made").count()
+    for explorer in ("sampling", "cache"):
+        opened(page, every[explorer], tmp_path)
+        page.locator("input[type=range]").first.press("ArrowRight")
+        calm.press("Enter")
+        assert focused(page.locator("input[type=range]").first)
+
+
 @pytest.fixture
 def phone(browser):
     context = browser.new_context(viewport={"width": 390, "height": 600}, has_touch=True, is_mobile=True)
@@ -246,9 +282,13 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
     page.get_by_role("button", name="Start again").click()
     page.locator(".tgx-bet.tgx-far").last.click()
     assert page.locator(".tgx-lost").is_visible() and not page.locator(".tgx-bet").first.is_visible()
-    assert page.get_by_role("button", name="Back").evaluate("(el) => el === document.activeElement")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Draw a token").click()
+    assert page.inner_text(".tgx").count("stored beginnings") == 1
+    draw = page.get_by_role("button", name="Draw a token")
+    assert draw.evaluate("(el) => el === document.activeElement")
+    page.keyboard.press("Enter")  # and takes nothing back
+    assert page.locator(".tgx-made").count() == 1 and draw.get_attribute("aria-disabled") == "true"
+    page.get_by_role("button", name="Back").click()
+    draw.click()
     assert page.locator(".tgx-made").count() == 1
 
 
@@ -257,7 +297,7 @@ def test_a_tale_that_is_told_says_so(page, every, tmp_path):
     state = explorer.state | {"new": [explorer.data["end"]], "tree": explorer.tree}
     (tmp_path / "page.html").write_text(to_html("sampling", explorer.data, state, "told"), encoding="utf-8")
     page.goto((tmp_path / "page.html").as_uri())
-    assert "The tale is told" in page.inner_text(".tgx-lost") and page.get_by_role("button", name="Draw a token").is_disabled()
+    assert "The tale is told" in page.inner_text(".tgx-lost") and page.get_by_role("button", name="Draw a token").get_attribute("aria-disabled") == "true"
 
 
 def test_the_knobs_go_back_to_rest_and_greed_is_honest(page, every, tmp_path):
@@ -515,6 +555,8 @@ def attention_lives(lab, shown, name: str):
     box = list.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 30, box["y"] + box["height"] * 5.5 / rows)  # hover
     lab.becomes(f"{name}.token", "5")
+    page.mouse.down()  # and a click keeps it
+    page.mouse.up()
     lab.python(f"{name}.layer, {name}.head = 2, 0")
     sync_api.expect(picture.locator(".tgx-name")).to_have_text("Layer 2, head 0")
     drawn = picture.locator("canvas.tgx-matrix").evaluate("(canvas) => canvas.toDataURL()")

@@ -69,25 +69,37 @@ KINDS.attention = (ui) => {
   const cross = h("div", {class: "tgx-cross", "aria-hidden": "true"});
   const board = h("div", {class: "tgx-board"}, matrix, cross);
   const legend = h("div", {class: "tgx-legend"});
+  const stage = h("div", {class: "tgx-stage"}, list, board);
   const side = h("div", {class: "tgx-side"}, grid, h("div", {class: "tgx-bar"}, title, what), pick, ui.said, legend);
-  ui.root.append(h("div", {class: "tgx-cols"}, side, h("div", {class: "tgx-stage"}, list, board)));
+  ui.root.append(h("div", {class: "tgx-cols"}, side, stage));
 
   let hoverKey = null, dressed = "", drawn = ""; // what the small pictures, and the large one, show now
+  let kept = null, seen = null; // the token that a click or a knob chose, and the one under the mouse
+  const focus = (q, chosen) => {
+    if (chosen) kept = q;
+    else if (ui.state.token !== seen) kept = ui.state.token;
+    ui.set({token: (seen = q)});
+  };
+  const place = (part) => clamp(Math.floor(part * T), 0, T - 1);
   const onToken = (e) => {
-    const box = list.getBoundingClientRect(), q = clamp(Math.floor(((e.clientY - box.top) / box.height) * T), 0, T - 1);
-    if (q !== ui.state.token) ui.set({token: q});
+    const box = list.getBoundingClientRect();
+    focus(place((e.clientY - box.top) / box.height), e.type === "click");
   };
   const onCell = (e) => {
-    const box = matrix.getBoundingClientRect(), place = (part) => clamp(Math.floor(part * T), 0, T - 1);
+    const box = matrix.getBoundingClientRect();
     const q = place((e.clientY - box.top) / box.height), k = place((e.clientX - box.left) / box.width);
     hoverKey = k <= q ? k : null;
-    ui.set({token: q});
+    focus(q, e.type === "click");
   };
   for (const [el, act] of [[list, onToken], [matrix, onCell]]) {
     el.addEventListener("pointermove", (e) => e.pointerType === "touch" || act(e)); // a finger that moves scrolls the page
     el.addEventListener("click", act);
   }
   matrix.addEventListener("pointerleave", () => { hoverKey = null; ui.set({}); });
+  stage.addEventListener("pointerleave", () => { // back to what was chosen
+    if (ui.state.token === seen) ui.set({token: kept});
+    seen = null;
+  });
 
   return ({layer, head: at, token, show}) => {
     const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 680;

@@ -103,9 +103,12 @@ function button(text, onclick, props = {}) {
   return h("button", {type: "button", class: "tgx-button", "data-lm-suppress-shortcuts": "true", onclick, ...props}, text);
 }
 
+// A button that has disabled itself leaves the focus to another.
+const handOn = (from, to) => from.disabled && to.focus({preventScroll: true});
+
 // All knobs back to where they stood at first, or to other values.
 function reset(ui, values) {
-  const names = Object.keys(values), row = button("Reset", () => ui.set(values), {title: "all knobs as they were"});
+  const names = Object.keys(values), row = button("Reset", () => { ui.set(values); handOn(row, ui.root.querySelector("input[type=range]")); }, {title: "all knobs as they were"});
   row.sync = () => (row.disabled = names.every((name) => ui.state[name] === values[name]));
   return row;
 }

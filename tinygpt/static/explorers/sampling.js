@@ -57,15 +57,16 @@ KINDS.sampling = (ui) => {
   const stored = (ids) => ui.state.tree[ids.join(",")];
   const grow = (id) => {
     ui.set({new: [...ui.state.new, id]});
-    if (!ui.live && !stored(ui.state.new)) back.focus();
+    if (!stored(ui.state.new)) dice.focus({preventScroll: true}); // not on a row that is gone, nor where one more Enter takes the word back
   };
   const drawn = () => {
+    if (!stored(ui.state.new)) return;
     let u = Math.random();
     const id = now.order.find((id) => (u -= now.probs[id]) < 0);
     grow(id ?? now.order[0]);
   };
-  const dice = button("Draw a token", drawn), back = button("Back", () => ui.set({new: ui.state.new.slice(0, -1)}));
-  const anew = button("Start again", () => ui.set({new: []}));
+  const dice = button("Draw a token", drawn), back = button("Back", () => { ui.set({new: ui.state.new.slice(0, -1)}); handOn(back, dice); });
+  const anew = button("Start again", () => { ui.set({new: []}); handOn(anew, dice); });
   const off = {temperature: 1, top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, frequency_penalty: 0, presence_penalty: 0};
   const calm = reset(ui, off);
   ui.root.append(text, h("div", {class: "tgx-bar"}, h("div", {class: "tgx-row"}, dice, back, anew)),
@@ -78,7 +79,7 @@ KINDS.sampling = (ui) => {
     row.addEventListener("click", () => grow(row.token));
     return Object.assign(row, {word, share, own, bar});
   });
-  const rest = h("div", {class: "tgx-note tgx-rest"}), lost = h("div", {class: "tgx-lost"});
+  const rest = h("div", {class: "tgx-note tgx-rest"}), lost = h("div", {class: "tgx-lost", role: "status"});
   bars.append(...rows, rest, lost);
 
   return (state) => {
@@ -88,17 +89,14 @@ KINDS.sampling = (ui) => {
     text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => [mark(id, i), "\u200b"]), h("span", {class: "tgx-caret"}));
     text.scrollTop = text.scrollHeight; // a long text shows its end
     back.disabled = anew.disabled = !state.new.length;
-    dice.disabled = !packed;
+    dice.setAttribute("aria-disabled", !packed);
     back.classList.toggle("tgx-first", !packed && !ui.live);
     rows.forEach((row) => (row.hidden = !packed));
     rest.hidden = facts.hidden = !packed;
-    lost.hidden = Boolean(packed);
-    if (!packed) {
-      const ways = "Take another way with “Back”, or start again.";
-      lost.textContent = ui.live ? "The model is reading …" : over ? `The tale is told: with ${quoted(tokens[end])} the model ended it. ${ways}`
-        : `${quoted(tokens[state.new.at(-1)])} is written, and here the page ends: it holds the ${Object.keys(state.tree).length} likeliest places, and what comes behind this one is not among them. ${ways}`;
-      return ui.say(ui.live ? "" : over ? "The tale is told." : "This way is not stored any further.");
-    }
+    lost.textContent = packed ? "" : ui.live ? "The model is reading …"
+      : over ? `The tale is told: with ${quoted(tokens[end])} the model ended it. Go back and choose another word, or start again.`
+        : "This page holds no model, only some stored beginnings. Go back and choose a dark word, or start again.";
+    if (!packed) return ui.say("");
     const logits = logitsIn(packed);
     const own = filtered(logits, [], [], off);
     now = filtered(logits, [...prompt, ...state.new], state.new, state);
