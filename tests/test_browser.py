@@ -243,7 +243,7 @@ def test_a_finger_that_scrolls_turns_no_knob(phone, every, tmp_path, kind, name)
 def test_a_finger_that_scrolls_keeps_the_focus_and_a_tap_moves_it(phone, every, tmp_path, where):
     opened(phone, every["attention"], tmp_path)
     place, slider = phone.locator(where), phone.locator("input[data-name=token]")
-    phone.evaluate("(el) => scrollTo(0, el.getBoundingClientRect().top - 100)", place.element_handle())
+    phone.evaluate("(el) => scrollTo(0, el.getBoundingClientRect().top - 250)", place.element_handle())
     before, top, x = slider.input_value(), phone.evaluate("scrollY"), place.bounding_box()["x"] + 20
     swiped(phone, x, 400, 0, -100)
     assert slider.input_value() == before and phone.evaluate("scrollY") > top + 50

@@ -26,10 +26,10 @@ KINDS.attention = (ui) => {
   });
 
   const color = (head, what, at) => {
-    const {ground, blue, orange} = ui.paint;
+    const {ground, blue, above, below} = ui.paint;
     if (what === "weights") return mix(ground, blue, Math.sqrt(head.weights[at]) * 1.02);
     const s = head.scores[at] / head.reach;
-    return mix(ground, s < 0 ? blue : orange, Math.abs(s));
+    return mix(ground, s < 0 ? below : above, Math.abs(s));
   };
   const plot = (context, head, what, cell, row = cell) => {
     const inset = cell > 6 ? 0.5 : 0;
@@ -75,38 +75,35 @@ KINDS.attention = (ui) => {
 
   let hoverKey = null, dressed = "", drawn = ""; // what the small pictures, and the large one, show now
   let kept = null, seen = null; // the token that a click or a knob chose, and the one under the mouse
-  const focus = (q, chosen) => {
+  let wide = 0, room = 0; // as drawn last
+  const onPlace = (e) => {
+    const chosen = e.type === "click", box = matrix.getBoundingClientRect();
+    if (e.pointerType === "touch" && !chosen) return; // a finger that moves scrolls the page
+    const q = clamp(Math.floor(((e.clientY - box.top) / box.height) * T), 0, T - 1), k = Math.floor(((e.clientX - box.left) / box.width) * T);
+    hoverKey = k >= 0 && k <= q ? k : null;
     if (chosen) kept = q;
     else if (ui.state.token !== seen) kept = ui.state.token;
     ui.set({token: (seen = q)});
   };
-  const place = (part) => clamp(Math.floor(part * T), 0, T - 1);
-  const onToken = (e) => {
-    const box = list.getBoundingClientRect();
-    focus(place((e.clientY - box.top) / box.height), e.type === "click");
-  };
-  const onCell = (e) => {
-    const box = matrix.getBoundingClientRect();
-    const q = place((e.clientY - box.top) / box.height), k = place((e.clientX - box.left) / box.width);
-    hoverKey = k <= q ? k : null;
-    focus(q, e.type === "click");
-  };
-  for (const [el, act] of [[list, onToken], [matrix, onCell]]) {
-    el.addEventListener("pointermove", (e) => e.pointerType === "touch" || act(e)); // a finger that moves scrolls the page
-    el.addEventListener("click", act);
-  }
-  matrix.addEventListener("pointerleave", () => { hoverKey = null; ui.set({}); });
-  stage.addEventListener("pointerleave", () => { // back to what was chosen
-    if (ui.state.token === seen) ui.set({token: kept});
+  for (const name of ["pointermove", "click"]) stage.addEventListener(name, onPlace);
+  stage.addEventListener("pointerleave", () => {
+    hoverKey = null;
+    ui.set(ui.state.token === seen ? {token: kept} : {});
     seen = null;
   });
 
   return ({layer, head: at, token, show}) => {
     const head = heads[layer * H + at], w = head.weights, W = ui.width, narrow = W < 680;
     const labels = narrow ? 92 : 108, arcs = narrow ? 30 : clamp(W * 0.07, 44, 90);
-    const thumb = narrow ? 46 : Math.floor(clamp(200 / H - 8, 16, 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
-    const row = clamp((narrow ? 570 : 640) / T, 5, narrow ? 20 : 26), cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs) / T), size = row * T;
+    const belt = narrow && (L > 6 || W < 38 * H + 60); // heads too many for a grid stand in one row
+    const thumb = belt ? 46 : narrow ? Math.floor(clamp((W - 60) / H - 10, 28, 40)) : Math.floor(clamp(200 / H - 8, 16, 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
+    if (W !== wide) [wide, room] = [W, Math.min(narrow ? 570 : 640, 0.92 * innerHeight - 34)];
+    const full = (narrow ? 570 : 640) / T, row = clamp(room / T, clamp(full, 5, 9), narrow ? 20 : 26), size = row * T;
+    const tall = !narrow && size > room + 1, cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs - (tall ? 18 : 0)) / T);
+    Object.assign(stage.style, {maxHeight: tall ? `${room}px` : "", overflowY: tall ? "auto" : ""});
+    if (tall && (token * row < stage.scrollTop || (token + 1) * row > stage.scrollTop + room)) stage.scrollTop = token * row - room / 2;
     ui.root.classList.toggle("tgx-narrow", narrow);
+    grid.classList.toggle("tgx-belt", belt);
     side.style.width = narrow ? "" : `${aside}px`;
     grid.style.gridTemplateColumns = `auto repeat(${H}, ${thumb + 8}px)`;
     const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, plotted = `${layer} ${at} ${cell} ${row} ${dress}`;
@@ -118,8 +115,8 @@ KINDS.attention = (ui) => {
     });
     if (plotted !== drawn) plot(sharpen(matrix, cell * T, size), head, show, cell, row);
     [dressed, drawn] = [dress, plotted];
-    const {offsetLeft: left, offsetWidth: wide} = small[layer * H + at];
-    if (left < grid.scrollLeft || left + wide > grid.scrollLeft + grid.clientWidth) grid.scrollLeft = left - grid.clientWidth / 2;
+    const {offsetLeft: left, offsetWidth: long} = small[layer * H + at];
+    if (left < grid.scrollLeft || left + long > grid.scrollLeft + grid.clientWidth) grid.scrollLeft = left - grid.clientWidth / 2;
 
     title.textContent = `Layer ${layer}, head ${at}`;
     what.sync();
@@ -127,10 +124,12 @@ KINDS.attention = (ui) => {
     legend.replaceChildren(
       h("span", {class: "tgx-key tgx-blue"}, "what the token looks at"),
       h("span", {class: "tgx-key tgx-orange"}, "who looks at the token"),
-      h("span", {class: "tgx-note"}, show === "weights" ? `${ui.root.dataset.theme === "dark" ? "Brighter" : "Darker"}: more weight. Each row sums to 100 %.` : "Orange: high score. Blue: low score, below zero."),
+      ...(show === "weights"
+        ? [h("span", {class: "tgx-note"}, `${ui.root.dataset.theme === "dark" ? "Brighter" : "Darker"}: more weight, by its square root. Each row sums to 100 %.`)]
+        : [["above", "score above zero"], ["below", "score below zero"]].map(([name, text]) => h("span", {class: "tgx-key", style: `color: rgb(${ui.paint[name]})`}, text))),
       ...(window || docs ? [h("span", {class: "tgx-note"}, `Grey: hidden by the ${[window && `window of ${window}`, docs && "document mask"].filter(Boolean).join(" and the ")}.`)] : []), ...dots(tokens));
 
-    // Arcs on the left of the tokens: upwards to what the token looks at, downwards to who looks at it.
+    // Arcs: upwards to what the token looks at, downwards to who looks at it.
     const marks = [], y = (i) => (i + 0.5) * row, x0 = arcs;
     for (let i = 0; i < T; i++) {
       const p = i < token ? w[token * T + i] : i > token ? w[i * T + token] : 0;

@@ -44,7 +44,7 @@ KINDS.cache = (ui) => {
     plots.replaceChildren(
       chart({width, height: 190, x, y: {...span(held(1), full(data.max_len)), label: "bytes of the cache", format: (v) => bytesText(v)}, lines: [{points: line(full), class: "tgx-dim"}, {points: line(held)}], now: L, dots: [{x: L, y: held(L), r: 4}], label: "bytes by length"}),
       chart({width, height: 190, x, y: {...span(cached(1), anew(1), anew(data.max_len), cached(data.max_len)), label: "time of one token, at best", format: (v) => timeText(v)}, lines: [{points: line(anew), class: "tgx-dim"}, {points: line(cached)}], now: L, dots: [{x: L, y: cached(L), r: 4}], label: "time of a token by length"}));
-    note.textContent = `Blue: with this cache. Grey: all heads and tokens kept (left); no cache, all read anew (right). Time: no less than reading weights and cache once at ${bytesText(bandwidth)}/s, and computing at ${short(flops / 1e9)} GFLOP/s.`;
+    note.textContent = `Blue: with this cache. Grey: ${held(L) < full(L) ? "all heads and tokens kept (left); " : ""}no cache, all read anew (right). Time: no less than reading weights and cache once at ${bytesText(bandwidth)}/s, and computing at ${short(flops / 1e9)} GFLOP/s.`;
     ui.say(`${L.toLocaleString("en")} tokens: the cache takes ${bytesText(held(L))}, ${percent(held(L) / weights)} of the weights' ${bytesText(weights)}. A token takes at least ${timeText(cached(L))} with it, ${timeText(anew(L))} without.`);
   };
 };

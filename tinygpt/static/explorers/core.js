@@ -151,10 +151,11 @@ function isDark(el) {
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-// The colours that canvases need; the rest is in explorers.css. Okabe and Ito's, told apart by all eyes.
+// The colours that canvases need; the rest is in explorers.css. Okabe and Ito's, and a green and a purple for what is
+// above and below zero: told apart by all eyes.
 const PAINT = {
-  light: {ground: [255, 255, 255], blue: [0, 90, 160], orange: [213, 94, 0], off: "#eceff3", line: "#c9d0da"},
-  dark: {ground: [22, 27, 34], blue: [110, 195, 255], orange: [255, 150, 60], off: "#262d37", line: "#3a4350"},
+  light: {ground: [255, 255, 255], blue: [0, 90, 160], orange: [213, 94, 0], above: [27, 120, 55], below: [118, 42, 131], off: "#eceff3", line: "#c9d0da"},
+  dark: {ground: [22, 27, 34], blue: [110, 195, 255], orange: [255, 150, 60], above: [120, 205, 110], below: [195, 145, 245], off: "#262d37", line: "#3a4350"},
 };
 const mix = (from, to, t) => `rgb(${from.map((x, i) => Math.round(x + (to[i] - x) * clamp(t, 0, 1))).join(",")})`;
 
