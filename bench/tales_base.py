@@ -14,6 +14,9 @@ Reading    `tinygpt train` on 60,000 pages. Every second page asks of one or two
 Lessons    More pages, where the loss counts the answers alone. Some things resist: is this word the same as that one, which of
            two deeds came first? They have lessons of their own, about nothing else, where only the verdict counts ("Mia is a
            smith, so *no*."), and after each of these a lesson about everything, for it has made the model forget the rest.
+
+The shipped weights were made by such lessons by hand, repeated until they were learned. One whole run of this script fell short
+of them: its base answers 78 % and 75 % of the held-out questions (one fact, two facts) on a page, the shipped one 93 % and 83 %.
 """
 
 from __future__ import annotations
