@@ -472,7 +472,14 @@ class Lab:
         return self.page
 
     def run_all(self):
-        self.page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
+        "Run all cells, and go back to the first picture: JupyterLab draws only what is in view."
+        self.page.evaluate("""async () => {
+            const {content} = jupyterapp.shell.currentWidget;
+            const pictured = (cell) => JSON.stringify(cell.outputs?.toJSON() ?? []).includes("tgx-still");
+            const first = [...content.model.cells].findIndex(pictured);
+            await jupyterapp.commands.execute('notebook:run-all-cells');
+            if (first >= 0) await content.scrollToItem(first, "start");
+        }""")
 
     def look_at(self, name: str):
         "Go to the first cell whose output has elements of a class, and give the first of them that is in view."

@@ -283,6 +283,7 @@ def attention_weights_in(
 def pack_logits(
     logits: Tensor, # (V,)
 ) -> str: # what a step is worth, a space, int16 as base64
+    "Logits in 16 bits, as text that the page's script reads."
     step, steps = in_steps(logits)
     return f"{step.item():.7g} {pack(steps)}"
 
