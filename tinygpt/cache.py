@@ -7,6 +7,7 @@ __all__ = ['PIECE', 'write_slots', 'read_slots', 'may_see', 'Slots', 'check_fit'
 
 # %% ../nbs/13_cache.ipynb #1b493264
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -267,8 +268,9 @@ def remember(
         if cache.length >= end: cache.truncate(end - 1) # asked again: the newest tokens are read anew
         if step and 0 < cache.length == end - 1: return step(slots_of(ids, cache, end - 1, end))[:, -1]
         n_read = max(min(chunk_len, PIECE // len(rows)), 1)
+        hidden = getattr(step, "hidden", partial(model.hidden, cache=cache)) # of chapter 13b, or the model's own
         for start in range(cache.length, end, n_read):
             new = slots_of(ids, cache, start, min(start + n_read, end)) # (n, T)
-            x = step.hidden(new) if hasattr(step, "hidden") else model.hidden(new, cache=cache)
+            x = hidden(new)
         return model.logits(x[:, -1]) # (n, V)
     return read

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'normal', 'callings', 'ways', 'is_right', 'sorts', 'named', 'last_mentioned', 'most_frequent', 'shares',
            'facts', 'is_held', 'belongs', 'Examiner', 'ask', 'messages', 'write_talks', 'write_questions',
-           'read_questions', 'Mark', 'mark']
+           'read_questions', 'Mark', 'interval', 'mark']
 
 # %% ../nbs/16a_marking.ipynb #52378585
 import hashlib
@@ -278,11 +278,17 @@ class Mark(NamedTuple):
     @property
     def share(self) -> float: return self.n_right / self.n
 
+def interval(n_right: int, n: int) -> tuple[float, float]: # shares between which the truth lies 19 times out of 20
+    "Wilson's (1927): it holds for few questions too, and never leaves 0 to 1."
+    p, z = n_right / n, 1.96 # 95 % of a normal distribution lie within z standard deviations
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return tuple(min(max((middle + sign * half) / (1 + z * z / n), 0.0), 1.0) for sign in (-1, 1))
+
 def mark(
     questions: list[Question],
     replies: list[str], # one each
 ) -> list[Mark]: # of each kind, then of "one fact", "two facts" and "all"
-    """Marks replies. The interval is Wilson's (1927): it holds for few questions too, and never leaves 0 to 1.
+    """Marks replies.
 
     Raises ValueError for no questions, and for more replies than questions or fewer.
     """
@@ -290,11 +296,5 @@ def mark(
     if not right: raise ValueError("mark: questions=[] holds nothing to mark; ask at least one")
     groups = [(kind, k.n_facts, [r for q, r in zip(questions, right) if q.kind == kind]) for kind, k in KINDS.items()]
     groups += [(name, n, [r for q, r in zip(questions, right) if q.n_facts == n]) for n, name in ((1, "one fact"), (2, "two facts"))]
-    marks, z = [], 1.96 # 95 % of a normal distribution lie within z standard deviations
-    for name, n_facts, results in [*groups, ("all", 0, right)]:
-        if not results: continue
-        n, p = len(results), sum(results) / len(results)
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        low, high = (min(max((middle + sign * half) / (1 + z * z / n), 0.0), 1.0) for sign in (-1, 1))
-        marks.append(Mark(name, n_facts, n, sum(results), low, high))
-    return marks
+    groups.append(("all", 0, right))
+    return [Mark(name, n_facts, len(found), sum(found), *interval(sum(found), len(found))) for name, n_facts, found in groups if found]

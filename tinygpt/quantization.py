@@ -224,7 +224,6 @@ def hollow(
     block: int | None = None, # order of the nibbles; None: that of this processor
 ) -> nn.Module:
     "A quantized model of zeros, to be filled; its `quantization` says how it was made. Raises ValueError as `quantize` does."
-    model = uncompiled(model)
     if bits not in (4, 8): raise ValueError(f"quantize: bits={bits!r} is neither 8 nor 4; choose one of them")
     if bits == 8 and group_size is not None:
         raise ValueError(f"quantize: group_size={group_size} is for bits=4; leave it out, 8 bits have a scale per row")
@@ -267,10 +266,11 @@ def quantize(
 
     Raises ValueError for other bits, a group size that does not divide a width, weights that are not finite,
     and a model that is quantized already."""
+    model = uncompiled(model)
     made = hollow(model, bits, group_size)
     for name, m in made.named_modules():
         if isinstance(m, Quantized):
-            w = uncompiled(model).get_submodule(name).weight
+            w = model.get_submodule(name).weight
             if not w.isfinite().all():
                 raise ValueError(f"quantize: {name} holds weights that are not finite; go back to an earlier checkpoint")
             m.matrix.fill(w)
