@@ -150,7 +150,7 @@ def settings_tables(config: type) -> list[str]:
 
 def configurations() -> list[tuple[str, type, str]]:
     "The configurations that a recipe can hold: title, class, command."
-    found = [("Settings of a training", "tinygpt.runs", "TrainConfig", "tinygpt train"),
+    found = [("Settings of a training", "tinygpt.config", "TrainConfig", "tinygpt train"),
              ("Settings of a fine-tuning", "tinygpt.sft", "TuneConfig", "tinygpt finetune")]  # fmt: skip
     there = []
     for title, module, name, command in found:
@@ -168,7 +168,7 @@ def recipes_page() -> str:
         "```bash\ntinygpt train --recipe tales --model.n_layers 4 --optim.steps 8000\ntinygpt train --recipe mine.yaml\n```\n",
         "The file that a run has used lies in its folder as `config.yaml` and is a recipe itself. A misspelt name or a value "
         "out of its range is refused in one line, before anything is written "
-        "([07b · Runs](../nbs/07b_runs.ipynb) shows how).\n",
+        "([07a · Configuration](../nbs/07a_config.ipynb) shows how).\n",
         "## Recipes\n",
     ]
     for path in sorted((ROOT / "tinygpt/recipes").glob("*.yaml")):

@@ -8,6 +8,7 @@ from . import cache as cache
 from . import chat as chat
 from . import chatting as chatting
 from . import cli as cli
+from . import config as config
 from . import conversations as conversations
 from . import data as data
 from . import decode as decode
@@ -46,6 +47,11 @@ from .adapters import open_model as open_model
 from .adapters import save_adapter as save_adapter
 from .cache import KVCache as KVCache
 from .chat import Chat as Chat
+from .config import DataConfig as DataConfig
+from .config import OptimConfig as OptimConfig
+from .config import RunConfig as RunConfig
+from .config import TrainConfig as TrainConfig
+from .config import make_config as make_config
 from .conversations import ChatTemplate as ChatTemplate
 from .conversations import find_template as find_template
 from .conversations import read_conversations as read_conversations
@@ -79,13 +85,8 @@ from .optim import AdamW as AdamW
 from .optim import Muon as Muon
 from .quantization import quantize as quantize
 from .replies import add_tokens as add_tokens
-from .runs import DataConfig as DataConfig
-from .runs import OptimConfig as OptimConfig
-from .runs import RunConfig as RunConfig
-from .runs import TrainConfig as TrainConfig
 from .runs import load as load
 from .runs import load_checkpoint as load_checkpoint
-from .runs import make_config as make_config
 from .runs import save_checkpoint as save_checkpoint
 from .sampling import Sampling as Sampling
 from .sampling import next_token_probs as next_token_probs

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/16d_sft.ipynb #ff2af166
+from .config import check_rules, check_types
 from .conversations import TEMPLATES, Messages, find_template, read_conversations
 from .data import permutation
 from .machine import compiled_loss, describe_needs, fit_machine, pick_device
@@ -30,9 +31,7 @@ from tinygpt.replies import (
     ChatData, PackedConversations, PaddedConversations, add_tokens, bits_per_byte_per_nat, encode_chats, open_chat_data,
     validate_replies,
 )
-from tinygpt.runs import (
-    DataConfig, OptimConfig, RunConfig, TrainConfig, _check, _check_types, find_base, find_checkpoint, load, shipped_models,
-)
+from .runs import DataConfig, OptimConfig, RunConfig, TrainConfig, find_base, find_checkpoint, load, shipped_models
 from .tokenizer import Tokenizer
 from .training import TASKS, Progress, Run, train
 
@@ -51,8 +50,8 @@ class ChatConfig:
     epochs: float | None = None  # how often each conversation is read; it sets optim.steps. null: optim.steps counts
 
     def __post_init__(self):
-        _check_types(self)
-        _check(
+        check_types(self)
+        check_rules(
             self,
             template=(self.template in TEMPLATES, f"is unknown; choose from {', '.join(TEMPLATES)}"),
             source=(bool(self.source), "is empty; name a file"),
@@ -73,8 +72,8 @@ class LoraConfig:
     rslora: bool = False  # alpha / sqrt(rank) in place of alpha / rank
 
     def __post_init__(self):
-        _check_types(self)
-        _check(
+        check_types(self)
+        check_rules(
             self,
             rank=(self.rank >= 1, "must be 1 or more"),
             alpha=(self.alpha > 0, "must be above 0"),
@@ -96,11 +95,11 @@ class TuneConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(eval_every=100, sample_every=100, checkpoint_every=200))
 
     def __post_init__(self):
-        _check_types(self)
+        check_types(self)
         find_method(self.method)
         pieces, n = self.optim.accumulate, self.chat.batch_size
-        _check(self, base=(bool(self.base), "is empty; name a model"))
-        _check(self.optim, accumulate=(pieces <= n, f"cuts chat.batch_size={n} into more pieces than rows"))
+        check_rules(self, base=(bool(self.base), "is empty; name a model"))
+        check_rules(self.optim, accumulate=(pieces <= n, f"cuts chat.batch_size={n} into more pieces than rows"))
 
 # %% ../nbs/16d_sft.ipynb #ad9183b1
 def read_splits(config: ChatConfig, seed: int = 0) -> tuple[Iterable[Messages], Iterable[Messages]]:
