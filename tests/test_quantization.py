@@ -135,11 +135,13 @@ def test_the_bound_product_of_one_row(n_rows, n_columns):
     with torch.inference_mode():
         call = one_row(x, y, levels, scale, sums, int8_digit())
         call_too = one_row(x, z, levels, scale, sums, int8_digit(), bias)
+        call_more = one_row(x, z, levels, scale, sums, int8_digit(), bias, add=True)
     for size, spike in ((1, 1), (1e-9, 1), (1e9, 1), (1, 3000), (0, 1)):  # the same call, on other numbers
         x.normal_().mul_(size)[0, 1] *= spike
         wanted = int8_product(x, levels, scale, sums, int8_digit())
         assert call() is y and close(y, wanted, 0.01)
         torch.testing.assert_close(call_too(), y + bias)
+        torch.testing.assert_close(call_more(), 2 * (y + bias))
     x[0, 0] = torch.nan
     assert call().isnan().all()
 

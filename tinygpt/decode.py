@@ -100,12 +100,6 @@ class Calls:
         self.calls.append((lambda: y.copy_(f())) if add_to is None else (lambda: y.add_(f())))
         return y
 
-    def add(self, add_to: Tensor | None, y: Tensor) -> Tensor:
-        "y, or where it was added."
-        if add_to is None: return y
-        self.do(Tensor.add_, add_to, y)
-        return add_to
-
 # %% ../nbs/13b_decode.ipynb #10b157cc
 class Products(Calls):
     "Calls that multiply."
@@ -125,11 +119,11 @@ class Products(Calls):
 
     def module(self, f: Callable, m: nn.Module, x: Tensor, add_to: Tensor | None = None) -> Tensor: # (N, d_out)
         "f(x) for a method f of m, by the bound call that m may have for it (chapter 14b)."
-        y = self.new(*f(x).shape)
-        call = m.bind(x, y) if hasattr(m, "bind") else None
+        y = self.new(*f(x).shape) if add_to is None else add_to
+        call = m.bind(x, y, add=add_to is not None) if hasattr(m, "bind") else None
         if call is None: return self.put(partial(f, x), y.shape, add_to)
         self.calls.append(call)
-        return self.add(add_to, y)
+        return y
 
     def product(self, w: Tensor, bias: Tensor | None, x: Tensor, add_to: Tensor | None = None
     ) -> Tensor: # (N, d_out)
@@ -174,6 +168,9 @@ class Program(Products):
     def norm(self, m: nn.Module, x: Tensor # (N, C)
     ) -> Tensor: # (N, C)
         if isinstance(m, nn.Identity): return x
+        if type(m) is LayerNorm: # past the module, which takes as long
+            bias = None if m.bias is None else m.bias.detach()
+            return self.put(partial(torch.layer_norm, x, m.weight.shape, m.weight.detach(), bias, m.eps), x.shape)
         if type(m) is not RMSNorm or x.dtype.itemsize < 4: return self.put(partial(m, x), x.shape)
         (N, C), y, eps = x.shape, self.new(*x.shape), self.new(1, 1).fill_(m.eps)
         r = self.new(N, 1) # one call sums the squares of all rows: of each, the product with itself

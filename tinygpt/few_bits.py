@@ -109,9 +109,9 @@ def int8_product(
     two = bool(spiky.any())
     if two: first = torch.cat([first, ((u - first) * (2 * digit)).round_().mul_(spiky)]) # (2M, K)
     found = torch._int_mm(first.add_(digit + 1).to(torch.uint8), levels.T).sub_(sums, alpha=digit + 1) # exact
-    y = found[:M] * step
-    if two: y += found[M:] * (step / (2 * digit))
-    return y.mul_(scale)
+    y = found[:M].float()
+    if two: y.add_(found[M:], alpha=1 / (2 * digit))
+    return y.mul_(scale).mul_(step)
 
 # %% ../nbs/14_few_bits.ipynb #87c5f141
 def one_row(
@@ -122,21 +122,24 @@ def one_row(
     sums: Tensor,
     digit: int = 127,
     bias: Tensor | None = None, # (N,) is added
+    add: bool = False, # is the result added to what y holds?
 ) -> Callable: # () -> y
     "`int8_product` of a single row, over and over, in memory that is made once."
     with torch.inference_mode(False): # else it could not be written to outside of that mode
         shifted, u = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
-        found = torch.empty(1, len(levels), dtype=torch.int32)
+        found, product = torch.empty(1, len(levels), dtype=torch.int32), torch.empty(1, len(levels))
+    base = y if add else torch.zeros(1) if bias is None else bias
     row, columns, least, offset = x[0], levels.T, x.shape[1] * (EVEN / digit) ** 2, OFFSET[digit]
 
     def call() -> Tensor:
-        top = x.abs().max().item()
+        low, high = row.aminmax()
+        top = max(high.item(), -low.item())
+        if add and bias is not None: y.add_(bias)
         if not torch.dot(row, row).item() >= least * top**2: # not even, or not a number
-            y.copy_(int8_product(x, levels, scale, sums, digit))
-            return y if bias is None else y.add_(bias)
+            return torch.add(base, int8_product(x, levels, scale, sums, digit), out=y)
         u.copy_(torch.add(offset, x, alpha=digit / max(top, 1e-30), out=shifted))
-        y.copy_(torch._int_mm(u, columns, out=found).sub_(sums, alpha=digit + 1)).mul_(top / digit)
-        return y.mul_(scale) if bias is None else torch.addcmul(bias, y, scale, out=y)
+        product.copy_(torch._int_mm(u, columns, out=found).sub_(sums, alpha=digit + 1)).mul_(scale)
+        return torch.add(base, product, alpha=top / digit, out=y)
     return call
 
 # %% ../nbs/14_few_bits.ipynb #145bab07

@@ -161,12 +161,12 @@ class Quantized(nn.Module):
         if x.ndim == 2: return self.matrix.product(x).to(x.dtype)
         return self.matrix.product(x.reshape(-1, x.shape[-1])).to(x.dtype).unflatten(0, x.shape[:-1])
 
-    def bind(self, x: Tensor, y: Tensor) -> Callable | None: # (1, K), (1, N)
-        "A call that writes x Wᵀ, plus the bias if there is one, to y; None where there is nothing quicker than `product`."
+    def bind(self, x: Tensor, y: Tensor, add: bool = False) -> Callable | None: # (1, K), (1, N)
+        "A call that writes x Wᵀ + bias to y, or adds it to y; None where there is nothing quicker than `product`."
         m, bias = self.matrix, getattr(self, "bias", None)
         usual = isinstance(m, Int8Matrix) and m.sums is not None and len(x) == 1 and x.is_cpu and int8_digit()
         if not usual or x.dtype is not torch.float32: return None
-        return one_row(x, y, *m.parts(), bias)
+        return one_row(x, y, *m.parts(), bias, add)
 
     def train(self, mode: bool = True):
         if mode: raise ValueError("train: this model is quantized, and whole numbers have no gradient; "
