@@ -1,4 +1,4 @@
-"""Chapter 02 where a notebook cannot go: killed processes, memory, many seeds, real text, hostile files."""
+"""Chapters 02 to 02c where a notebook cannot go: killed processes, memory, many seeds, real text, hostile files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt import data
+from tinygpt import corpus, data, sources
 from tinygpt.data import (
     RandomWindows, ShuffledWindows, Source, TokenDataset, WholeDocuments, documents, eval_batches, get_batch,
     group_slices, open_source, prepare, read_text,
 )
 from tinygpt.tokenizer import GPT2_PATTERN, GPT4_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, load_tokenizer
+from tinygpt.worlds import shipped
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_what_was_written_between_separators_is_read_back(tmp_path_factory, docs
 
 
 def test_a_long_line_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_DOC_CHARS", 1 << 20)
+    monkeypatch.setattr(sources, "MAX_DOC_CHARS", 1 << 20)
     text = "€uro" * 900_000  # one line of 5.4 MB; three bytes and then one, so that blocks end inside a character
     (tmp_path / "line.txt").write_text(text, encoding="utf-8")
     parts = list(read_text(tmp_path / "line.txt"))
@@ -204,7 +205,7 @@ def test_a_dropped_connection_loses_nothing(tmp_path, byte, monkeypatch, capsys)
 
 
 def test_without_a_network_nobody_waits(monkeypatch):
-    monkeypatch.setattr(data, "getproxies", dict)
+    monkeypatch.setattr(sources, "getproxies", dict)
     monkeypatch.setenv("HF_ENDPOINT", "http://no-such-host.invalid")
     assert not data.hub_is_known()
     monkeypatch.setenv("HF_ENDPOINT", "http://localhost:9")
@@ -247,7 +248,7 @@ def test_a_large_corpus_is_shared_out_about_right_and_copies_stay_together():
 
 @pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN])
 def test_slicing_a_document_does_not_change_its_tokens(pattern):
-    library = "\n".join(documents([data.stdlib_files()[0], Path(data.__file__)]))[:60_000] + "  \n\n wait!! \t\n x 12345 don't\n"
+    library = "\n".join(documents([data.stdlib_files()[0], *(Path(module.__file__) for module in (sources, corpus, data))]))[:60_000] + "  \n\n wait!! \t\n x 12345 don't\n"
     tokenizer = BPETokenizer.train(library, 600, pattern=pattern)
     for size in (50, 333, 4096):
         pieces = [p for group in group_slices([("train", library)], size) for p in group]
@@ -288,7 +289,7 @@ def test_real_problems_with_bpe(real_text, tmp_path):
 def test_the_shipped_tales_have_their_own_validation(tmp_path, byte):
     out = prepare("tales", byte, tmp_path / "tales")
     for split in ("train", "val"):
-        written = list(read_text(data.shipped(f"tales/{split}.txt")))
+        written = list(read_text(shipped(f"tales/{split}.txt")))
         ds = TokenDataset(out / split)
         assert ds.n_docs == len(written) and ds.n_text_bytes == sum(len(t.encode()) for t in written)
         assert byte.decode(ds.document(ds.n_docs - 1)) == written[-1]
@@ -406,14 +407,14 @@ def test_two_processes_prepare_the_same_folder(tmp_path):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from tinygpt import data
+from tinygpt import data, sources
 
 class Quick:  # bytes, without waiting for chapter 01
     vocab_size, eot_id, fingerprint = 257, 256, "f" * 64
     encode = staticmethod(lambda text: list(text.encode()))
     save = staticmethod(lambda path: path.write_text("{}"))
 
-data.MAX_DOC_CHARS = 1 << 20
+sources.MAX_DOC_CHARS = 1 << 20
 data.prepare(Path(sys.argv[1]), Quick(), sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

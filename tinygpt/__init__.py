@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "worlds": ["Tales", "consistency", "load_rungs", "shipped"],
     "tokenizer": ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"],
-    "data": ["TokenDataset", "get_batch", "prepare"],
+    "corpus": ["TokenDataset", "prepare"],
+    "data": ["get_batch"],
     "model": ["GPT", "GPTConfig", "PRESETS", "profile"],
     "config": ["DataConfig", "OptimConfig", "RunConfig", "TrainConfig", "make_config"],
     "runs": ["load", "load_checkpoint", "save_checkpoint"],
@@ -32,7 +33,7 @@ _HOMES = {
     "explorers": ["AttentionExplorer", "CacheExplorer", "LossMaskView", "RopeExplorer", "SamplingExplorer",
                   "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
 }
-_MODULES = ("worlds", "tokenizer", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
+_MODULES = ("worlds", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
             "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
             "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "options",

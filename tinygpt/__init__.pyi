@@ -10,6 +10,7 @@ from . import chatting as chatting
 from . import cli as cli
 from . import config as config
 from . import conversations as conversations
+from . import corpus as corpus
 from . import data as data
 from . import decode as decode
 from . import doctor as doctor
@@ -36,6 +37,7 @@ from . import rope as rope
 from . import runs as runs
 from . import sampling as sampling
 from . import sft as sft
+from . import sources as sources
 from . import speculation as speculation
 from . import telling as telling
 from . import tokenizer as tokenizer
@@ -55,9 +57,9 @@ from .config import make_config as make_config
 from .conversations import ChatTemplate as ChatTemplate
 from .conversations import find_template as find_template
 from .conversations import read_conversations as read_conversations
-from .data import TokenDataset as TokenDataset
+from .corpus import TokenDataset as TokenDataset
+from .corpus import prepare as prepare
 from .data import get_batch as get_batch
-from .data import prepare as prepare
 from .decode import unjoin as unjoin
 from .evaluation import evaluate_text as evaluate_text
 from .explorers import AttentionExplorer as AttentionExplorer
