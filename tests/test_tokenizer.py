@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinygpt.tokenizer as module
+from tinygpt import files
 from tinygpt.tokenizer import (
     EOT,
     GPT2_PATTERN,
@@ -251,7 +252,7 @@ def test_streamed_pieces_are_those_of_the_whole(chunk, pattern, parts, data):
     special = data.draw(st.sets(st.sampled_from([*CHAT, EOT * 2, "ll|", " <|g|> ", "\n\n", "e"])))
     whole = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(files, "CHUNK", chunk)
         streamed = list(stream_pieces(parts, pattern, special))
     found = f"({'|'.join(map(regex.escape, sorted(special, key=len, reverse=True)))})" if special else "(?!)()"
     expected = []
@@ -687,7 +688,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError):
         CharTokenizer("ab").save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

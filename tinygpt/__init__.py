@@ -33,7 +33,7 @@ _HOMES = {
     "explorers": ["AttentionExplorer", "CacheExplorer", "LossMaskView", "RopeExplorer", "SamplingExplorer",
                   "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
 }
-_MODULES = ("worlds", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
+_MODULES = ("worlds", "byte_pairs", "files", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
             "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
             "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "options",

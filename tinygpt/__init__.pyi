@@ -4,6 +4,7 @@
 
 from . import adapters as adapters
 from . import attention as attention
+from . import byte_pairs as byte_pairs
 from . import cache as cache
 from . import chat as chat
 from . import chatting as chatting
@@ -18,6 +19,7 @@ from . import evaluation as evaluation
 from . import exams as exams
 from . import explorers as explorers
 from . import few_bits as few_bits
+from . import files as files
 from . import finetuning as finetuning
 from . import generation as generation
 from . import interop as interop
