@@ -162,7 +162,7 @@ def test_another_reader(model):
 
 @pytest.mark.parametrize("request_, said", [
     (dict(ids=[50]), r"id=50 is not in 0\.\.49"), (dict(ids=[-1]), "id=-1"), (dict(ids="One"), "prompt is text"), (dict(ids=["One"]), "prompt is text"),
-    (dict(ids=torch.zeros(1, 2)), "no token ids"), (dict(ids=[1], stop=["."]), "stop_strings"), (dict(ids=[1], stop=[[]]), "empty stop"),
+    (dict(ids=torch.zeros(1, 2)), "no token ids"), (dict(ids=[1.5, 2]), "holds 1.5"), (dict(ids=[[1], [1.5]]), "holds 1.5"), (dict(ids=[1], stop=["."]), "stop_strings"), (dict(ids=[1], stop=[[]]), "empty stop"),
     (dict(ids=[1], max_new_tokens=-1), "max_new_tokens=-1"), (dict(ids=[1], max_new_tokens=2.5), "max_new_tokens=2.5"),
     (dict(ids=[1] * 24), "24 prompt tokens.*context_length=24; shorten the prompt, or pass sliding=True"),
     (dict(ids=[1] * 30), "shorten the prompt, or pass sliding=True"), (dict(ids=[1], max_new_tokens=None, sliding=True), "say how many"),

@@ -9,7 +9,7 @@ __all__ = ['quickest', 'as_stops', 'watch_stops', 'as_prompts', 'generate', 'str
 # %% ../nbs/13c_generation.ipynb #f737060c
 import codecs
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Number
 
 import torch
 from torch import Tensor
@@ -72,9 +72,12 @@ def as_prompts(
     if isinstance(ids, Tensor) and (ids.ndim not in (1, 2) or ids.is_floating_point()):
         raise ValueError(f"generate: ids of shape {tuple(ids.shape)} and {ids.dtype} are no token ids; "
                          "give (T,) or (B, T) of whole numbers")
-    several = ids.ndim == 2 if isinstance(ids, Tensor) else not all(isinstance(i, Integral) for i in ids)
-    rows = ids if several else [ids]
-    return [row.tolist() if hasattr(row, "tolist") else [int(i) for i in row] for row in rows], several
+    several = ids.ndim == 2 if isinstance(ids, Tensor) else not all(isinstance(i, Number) for i in ids)
+    rows = [row.tolist() if hasattr(row, "tolist") else list(row) for row in (ids if several else [ids])]
+    wrong = [i for row in rows for i in row if not isinstance(i, Integral)]
+    if wrong:
+        raise ValueError(f"generate: a prompt holds {wrong[0]!r}, which is no token id; give whole numbers")
+    return [[int(i) for i in row] for row in rows], several
 
 # %% ../nbs/13c_generation.ipynb #70ff1d92
 def generate(
