@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## everything CI runs: notebooks in sync, clean and linted, 
 
 lab: $(INSTALLED)  ## open JupyterLab at the first chapter
 	@$(BIN)/jupyter trust nbs/*.ipynb > /dev/null  # else stored explorers stand still until a cell is run
-	@$(BIN)/jupyter lab nbs/00_worlds.ipynb
+	@$(BIN)/jupyter lab nbs/00_surprise.ipynb
 
 export: $(INSTALLED)  ## write tinygpt/ and the site's lists from the notebooks, and clean them
 	@$(BIN)/nbdev_export

@@ -69,7 +69,7 @@ def tales_section() -> list[str]:
         "## How far from perfect\n",
         "The models that come with the package, on the 2,000 validation tales, and tales of their own that the world finds "
         "consistent. The floor is what no model can beat on average; the way is that from the trigram to the floor "
-        "([00 · Worlds](../nbs/00_worlds.ipynb#the-rungs)).\n",
+        "([00c · Rungs](../nbs/00c_worlds.ipynb#the-rungs)).\n",
         where(run),
         table(("model", "bits per byte", "times the floor", "of the way", "bits above the floor, per tale", "consistent"), (3, 3, 2, 2, 3, 3), rows),
     ]

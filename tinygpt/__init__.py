@@ -7,7 +7,8 @@ __version__ = "0.1.0"
 # Where each main name lives. A module is imported when one of its names is first used, so that
 # `import tinygpt` costs nothing and the command can answer --help before torch is loaded.
 _HOMES = {
-    "worlds": ["Tales", "consistency", "load_rungs", "shipped"],
+    "tales": ["Tales"],
+    "worlds": ["consistency", "load_rungs", "shipped"],
     "tokenizer": ["BPETokenizer", "ByteTokenizer", "CharTokenizer", "load_tokenizer"],
     "corpus": ["TokenDataset", "prepare"],
     "data": ["get_batch"],
@@ -33,8 +34,8 @@ _HOMES = {
     "explorers": ["AttentionExplorer", "CacheExplorer", "LossMaskView", "RopeExplorer", "SamplingExplorer",
                   "SpeculationStrip", "TokenizerExplorer", "TrainingMonitor"],
 }
-_MODULES = ("worlds", "byte_pairs", "files", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
-            "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
+_MODULES = ("surprise", "tales", "worlds", "byte_pairs", "files", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
+            "learning", "folder", "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
             "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "options",
             "looking", "telling", "doctor", "chatting", "finetuning", "cli")

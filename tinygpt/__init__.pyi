@@ -21,9 +21,11 @@ from . import explorers as explorers
 from . import few_bits as few_bits
 from . import files as files
 from . import finetuning as finetuning
+from . import folder as folder
 from . import generation as generation
 from . import interop as interop
 from . import layers as layers
+from . import learning as learning
 from . import looking as looking
 from . import lora as lora
 from . import machine as machine
@@ -41,6 +43,8 @@ from . import sampling as sampling
 from . import sft as sft
 from . import sources as sources
 from . import speculation as speculation
+from . import surprise as surprise
+from . import tales as tales
 from . import telling as telling
 from . import tokenizer as tokenizer
 from . import training as training
@@ -99,6 +103,7 @@ from .sft import TuneConfig as TuneConfig
 from .sft import finetune as finetune
 from .speculation import speculate as speculate
 from .speculation import speculate_text as speculate_text
+from .tales import Tales as Tales
 from .tokenizer import BPETokenizer as BPETokenizer
 from .tokenizer import ByteTokenizer as ByteTokenizer
 from .tokenizer import CharTokenizer as CharTokenizer
@@ -106,7 +111,6 @@ from .tokenizer import load_tokenizer as load_tokenizer
 from .training import ProgressBar as ProgressBar
 from .training import resume as resume
 from .training import train as train
-from .worlds import Tales as Tales
 from .worlds import consistency as consistency
 from .worlds import load_rungs as load_rungs
 from .worlds import shipped as shipped
