@@ -28,6 +28,7 @@ import torch
 
 from tinygpt import training
 from tinygpt.runs import read_config
+from tinygpt.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, THEIRS = "shakespeare-char", "nanogpt-char"
@@ -82,7 +83,7 @@ def measure(recipe: str, text: Path, seed: int, n_threads: int, folder: Path) ->
     own = dict(out_dir=str(out), seed=seed, device="cpu", n_threads=n_threads)
     config = replace(config, run=replace(config.run, **never, **own))
     training.create_run(config)
-    tokenizer, characters = training.load_tokenizer(out / "tokenizer.json"), text.read_text(encoding="utf-8")
+    tokenizer, characters = load_tokenizer(out / "tokenizer.json"), text.read_text(encoding="utf-8")
     begin = int(0.9 * len(characters))
     n_trained = training.TokenDataset(out / "data" / "train").n_tokens - 2  # without the marks around the document
     assert n_trained <= begin, "it must not have read what it is tested on"

@@ -18,9 +18,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tinygpt import machine, runs, training
+from tinygpt import folder, learning, machine, runs, training
 from tinygpt.data import TokenDataset
 from tinygpt.machine import LossScaler
+from tinygpt.tokenizer import load_tokenizer
 from tinygpt.training import TrainConfig, load, make_config, read_config, train
 from tinygpt.worlds import Rungs
 
@@ -227,7 +228,7 @@ def test_half_precision_learns_the_same(settings, dtype):
 
 def test_float16_finds_its_scale(settings, monkeypatch):
     "Steps that overflow are left out, the scale is halved, and the run goes on."
-    monkeypatch.setattr(training, "LossScaler", lambda on: LossScaler(on, scale=2.0**40))
+    monkeypatch.setattr(folder, "LossScaler", lambda on: LossScaler(on, scale=2.0**40))
     path = train(changed(settings, "wild", run__dtype="float16"))
     rows = [row for row in training.read_metrics(path) if "loss" in row]
     skipped = [row for row in rows if row["grad_norm"] is None]
@@ -265,11 +266,11 @@ def test_tensorboard(settings, monkeypatch):
             told["closed"] = True
 
     told: dict = {}
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install tensorboard"):
         train(changed(settings, "board", run__tensorboard=True))
     assert not Path(settings["run"]["out_dir"]).with_name("board").exists()
-    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    monkeypatch.setattr(folder, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     path = train(changed(settings, "board", run__tensorboard=True))
     assert told["closed"] and told["purge"] == [1]
@@ -400,7 +401,7 @@ def test_other_tokens_are_refused(half):
     (half / "text.txt").write_text(TEXT.replace("hat", "cap"))
     shutil.rmtree(prepared)
     config = read_config(half / "config.yaml").data
-    training.prepare_tokens(replace(config, source=str(half / "text.txt")), training.load_tokenizer(half / "tokenizer.json"), prepared)
+    training.prepare_tokens(replace(config, source=str(half / "text.txt")), load_tokenizer(half / "tokenizer.json"), prepared)
     with pytest.raises(ValueError, match="the data is not what it was trained on for 15 steps"):
         training.resume(half)
 
@@ -423,8 +424,8 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_is_kept(half, settings, tmp
         elif what == "weights":
             patch.setattr(runs, "save_file", full(what))
         else:
-            real = training.write_json
-            patch.setattr(training, "write_json", full(what))
+            real = folder.write_json
+            patch.setattr(folder, "write_json", full(what))
         with pytest.raises(OSError) as error:
             training.resume(half)
     assert "cannot be written" in str(error.value) and "no space left on device" in str(error.value)
@@ -440,7 +441,7 @@ def test_asked_to_stop_while_it_is_made_leaves_nothing(settings, tmp_path, monke
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
-    monkeypatch.setattr(training, "prepare_tokens", asked)
+    monkeypatch.setattr(learning, "prepare_tokens", asked)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         train(make_config(settings))
