@@ -37,8 +37,8 @@ _HOMES = {
 _MODULES = ("surprise", "tales", "worlds", "byte_pairs", "files", "tokenizer", "sources", "corpus", "data", "layers", "rope", "attention", "model", "optim", "config", "runs", "machine",
             "learning", "folder", "training", "evaluation", "exams", "sampling", "cache", "decode", "generation", "few_bits",
             "quantization", "speculation", "questions", "marking", "conversations", "replies", "sft",
-            "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "parsing", "commands", "cli", "options",
-            "looking", "telling", "doctor", "chatting", "finetuning")
+            "chat", "lora", "adapters", "interop", "pictures", "widgets", "explorers", "parsing", "commands",
+            "cli", "options", "looking", "telling", "doctor", "chatting", "finetuning")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME_OF)

@@ -9,6 +9,7 @@ from . import cache as cache
 from . import chat as chat
 from . import chatting as chatting
 from . import cli as cli
+from . import commands as commands
 from . import config as config
 from . import conversations as conversations
 from . import corpus as corpus
@@ -33,6 +34,7 @@ from . import marking as marking
 from . import model as model
 from . import optim as optim
 from . import options as options
+from . import parsing as parsing
 from . import pictures as pictures
 from . import quantization as quantization
 from . import questions as questions
