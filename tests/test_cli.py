@@ -115,7 +115,7 @@ def test_a_dash_is_as_good_as_an_underscore(here, capsys):
 
 
 def test_fields_are_listed_with_their_meaning(capsys):
-    from tinygpt.training import config_fields
+    from tinygpt.config import config_fields
 
     assert main(["train", "--fields"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
