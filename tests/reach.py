@@ -4,7 +4,8 @@
     python tests/reach.py nbs/12_sampling.ipynb page.html
 
 For readers who draw at temperature 1: how many draws they get on average before the stored tree ends, and how many
-of a hundred get ten, or reach the end of the tale before.
+of a hundred get ten, or reach the end of the tale before. And how many draws they get who take a stored word in the
+place of each that is not, and how often they do so.
 """
 
 from __future__ import annotations
@@ -56,14 +57,28 @@ def reach(tree: dict[str, str], end: int | None, deep: int = 10) -> tuple[float,
     return draws, far
 
 
+def led(tree: dict[str, str], end: int | None) -> tuple[float, float]:
+    "Mean number of draws of readers who are led back to the stored words wherever a draw leaves them; how often they are."
+    places = {tuple(map(int, path.split(","))) if path else (): packed for path, packed in tree.items()}
+    ahead: dict[tuple[int, ...], tuple[float, float]] = {}
+    for place in sorted(places, key=len, reverse=True):
+        probs = next_probs(places[place]).tolist()
+        stored = {id: ahead.get((*place, id), (0.0, 0.0)) for id in range(len(probs)) if (*place, id) in places or id == end}
+        held = sum(probs[id] for id in stored)
+        mean = [sum(probs[id] * further[i] for id, further in stored.items()) / held if any((*place, id) in places for id in stored) else 0.0 for i in (0, 1)]
+        ahead[place] = (1 + mean[0], 1 - held + mean[1] if mean[0] else 0.0)
+    return ahead[()]
+
+
 def main(arguments: list[str]) -> int:
     paths = [Path(a) for a in arguments] or [*sorted((ROOT / "nbs").glob("*.ipynb")), ROOT / "site" / "_parts" / "explorer.md"]
-    print("stored in               places     kB   draws   ten or the end")
+    print("stored in               places     kB   draws   ten or the end   led back: draws, times")
     for path in paths:
         for html, told in stored(path):
             tree = told["state"]["tree"]
             draws, far = reach(tree, told["data"].get("end"))
-            print(f"{path.name:22} {len(tree):7} {len(html) / 1000:6.0f} {draws:7.1f} {far:10.0%}")
+            further, times = led(tree, told["data"].get("end"))
+            print(f"{path.name:22} {len(tree):7} {len(html) / 1000:6.0f} {draws:7.1f} {far:10.0%} {further:20.1f} {times:6.1f}")
     return 0
 
 

@@ -221,6 +221,7 @@ def swiped(page, x: float, y: float, dx: int, dy: int):
 @pytest.mark.parametrize("kind, name", [("sampling", "temperature"), ("attention", "token"), ("rope", "distance")])
 def test_a_finger_that_scrolls_turns_no_knob(phone, every, tmp_path, kind, name):
     opened(phone, every[kind], tmp_path)
+    phone.evaluate("document.body.style.paddingBottom = '600px'")  # there is room to scroll
     slider = phone.locator(f"input[data-name={name}]")
     phone.evaluate("(el) => scrollTo(0, el.getBoundingClientRect().top - 300)", slider.element_handle())
     box, before, top = slider.bounding_box(), slider.input_value(), phone.evaluate("scrollY")
@@ -261,6 +262,17 @@ def test_explorers_fit_on_a_screen(page, every, tmp_path):
         assert height <= 700, (kind, height)
 
 
+def test_sampling_fits_on_a_phone(phone, every, tmp_path):
+    opened(phone, every["sampling"], tmp_path)
+    phone.locator(".tgx-button").first.tap()
+    assert phone.locator(".tgx").bounding_box()["height"] <= 800
+    assert phone.locator(".tgx-facts").bounding_box()["y"] < phone.locator("input[data-name=temperature]").bounding_box()["y"]
+    penalty = phone.locator("input[data-name=presence_penalty]")
+    assert not penalty.is_visible()
+    phone.locator("summary").tap()
+    assert penalty.is_visible()
+
+
 def test_a_head_says_on_the_page_what_python_says(page, every, tmp_path):
     explorer = every["attention"]
     opened(page, explorer, tmp_path)
@@ -282,16 +294,50 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
         page.locator(".tgx-bet:visible").first.click()
     assert page.locator(".tgx-text").evaluate("(el) => el.scrollTop + el.clientHeight >= el.scrollHeight - 1")  # its end is in view
     page.get_by_role("button", name="Start again").click()
-    page.locator(".tgx-bet.tgx-far").last.click()
+    page.locator(".tgx-bet.tgx-far:visible").last.click()
     assert page.locator(".tgx-lost").is_visible() and not page.locator(".tgx-bet").first.is_visible()
     assert page.inner_text(".tgx").count("stored beginnings") == 1
-    draw = page.get_by_role("button", name="Draw a token")
+    far, draw = page.inner_text(".tgx-made"), page.get_by_role("button", name="A stored word")
     assert draw.evaluate("(el) => el === document.activeElement")
-    page.keyboard.press("Enter")  # and takes nothing back
-    assert page.locator(".tgx-made").count() == 1 and draw.get_attribute("aria-disabled") == "true"
+    page.keyboard.press("Enter")  # one that is stored comes in its place, drawn among those alone
+    assert page.locator(".tgx-made").count() == 1 and page.inner_text(".tgx-made") != far and "Among the stored" in page.inner_text(".tgx-wheel + .tgx-note")
+    draw = page.get_by_role("button", name=re.compile("Draw a token|A stored word"))
+    while draw.get_attribute("aria-disabled") == "false":  # until nothing is stored any more
+        draw.click()
+    assert page.locator(".tgx-made").count() >= 5
     page.get_by_role("button", name="Back").click()
-    draw.click()
-    assert page.locator(".tgx-made").count() == 1
+    assert page.locator(".tgx-bet").first.is_visible() or page.get_by_role("button", name="A stored word").is_visible()
+
+
+def test_a_draw_shows_its_number_and_where_it_fell(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    probs, tokens = every["sampling"].probs, every["sampling"].data["tokens"]
+    order = sorted(range(len(probs)), key=lambda i: -probs[i].item())
+    for u in (0.001, 0.4, 0.7, 0.98):
+        page.evaluate(f"Math.random = () => {u}")
+        page.get_by_role("button", name="Draw a token").click()
+        said, high = page.inner_text(".tgx-wheel + .tgx-note"), probs[order].cumsum(0)
+        at = int((high <= u).sum())
+        assert f"fell on “{visible(tokens[order[at]])}”" in said
+        shown = [float(number) for number in re.findall(r"\d\.\d+", said)]
+        assert shown == pytest.approx([u, (high[at] - probs[order[at]]).item(), high[at].item()], abs=0.002)
+        assert page.locator(".tgx-wheel b").evaluate("(el) => parseFloat(el.style.left)") == pytest.approx(100 * u)
+        page.locator("input[data-name=top_k]").press("ArrowRight")  # whoever turns a knob sees where a draw can fall now
+        assert "A draw:" in page.inner_text(".tgx-wheel + .tgx-note")
+        page.get_by_role("button", name="Reset").click()
+        page.get_by_role("button", name="Start again").click()
+
+
+def test_hints_are_there_for_keys_fingers_and_readers_of_screens(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    assert page.locator(".tgx-ask").count() == 7
+    for row in page.locator(".tgx-slider").all():
+        hint, ask = row.locator(".tgx-hint"), row.locator(".tgx-ask")
+        assert not hint.is_visible() and row.locator("input").get_attribute("aria-describedby") == hint.get_attribute("id") == ask.get_attribute("aria-controls")
+        ask.press("Enter")
+        assert hint.is_visible() and len(hint.inner_text()) > 20 and ask.get_attribute("aria-expanded") == "true"
+        ask.click()
+        assert not hint.is_visible() and ask.get_attribute("aria-expanded") == "false"
 
 
 def test_a_tale_that_is_told_says_so(page, every, tmp_path):

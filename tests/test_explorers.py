@@ -13,7 +13,7 @@ import torch
 from ipywidgets import DOMWidget
 from hostile import hostile_texts
 from small_model import model, tokenizer  # noqa: F401
-from reach import reach, stored
+from reach import led, reach, stored
 from small_model import make
 from strip_widgets import VIEW, present, renew, strip
 
@@ -24,6 +24,7 @@ from tinygpt.explorers import (
 from tinygpt.pictures import attention_data, attention_weights_in, bake, capture_scores, script, style, to_html, token_text, visible
 from tinygpt.attention import capture_attention
 from tinygpt.rope import Rope
+from tinygpt.runs import load
 from tinygpt.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from tinygpt.widgets import js_pattern
 from tinygpt.worlds import shipped
@@ -131,16 +132,18 @@ def test_a_tree_of_a_large_vocabulary_stays_small():
     assert len(explorer.to_html()) < 3_000_000 and len(explorer.baked) == 6
 
 
-def test_a_tree_goes_on_greedily_and_then_opens_the_likeliest_place_next():
+def test_a_tree_branches_at_its_likeliest_places_and_goes_on_greedily_from_each_end():
     torch.manual_seed(0)
     table = torch.randn(4, 4, dtype=torch.float64).log_softmax(-1)
-    tree = bake(lambda new: table[new[-1] if new else 0], 20)
-    chance = lambda path: math.exp(sum(table[a, b] for a, b in zip([0, *path], path)))
-    paths = [[int(i) for i in key.split(",") if i] for key in tree]
-    for path, longer in zip(paths[:5], paths[1:5]):
-        assert longer == [*path, table[path[-1] if path else 0].argmax().item()]
-    chances = [chance(path) for path in paths[5:]]
+    tree = bake(lambda new: table[new[-1] if new else 0], 60, deep=20)
+    paths = [tuple(int(i) for i in key.split(",") if i) for key in tree]
+    ends_of = lambda some: set(some) - {path[:-1] for path in some}
+    n = next(n for n in range(1, 61) if len(ends_of(paths[:n])) == 3)
+    chances = [math.exp(sum(table[a, b] for a, b in zip((0, *path), path))) for path in paths[:n]]
     assert chances == sorted(chances, reverse=True)
+    assert all(path[-1] == table[path[-2] if path[1:] else 0].argmax().item() for path in paths[n:])
+    lengths = [len(path) for path in ends_of(paths)]
+    assert len(lengths) == 3 and max(lengths) - min(lengths) <= 1 and len(tree) == 60
 
 
 def test_a_step_may_wait_for_a_longer_text():
@@ -235,10 +238,19 @@ def test_readers_of_a_page_come_far(root):
         assert draws > 15 and far > 0.9 and len(html) < 400_000
 
 
+def test_readers_of_an_open_prompt_come_far_where_they_are_led_back():
+    model, tokenizer = load("tales")
+    for prompt in ("", "Once", "One sunny day,"):
+        explorer = SamplingExplorer(model, tokenizer, prompt)
+        assert len(explorer.to_html()) < 400_000 and led(explorer.baked, tokenizer.eot_id)[0] > 15
+
+
 def test_reach_by_hand():
     coin = pictures.pack_logits(torch.zeros(2))
     assert reach({"": coin, "0": coin, "0,0": coin}, None, 3) == (1.75, 0.25)  # 1 + 1/2 + 1/4; only 0,0 can be drawn from
     assert reach({"": coin, "0": coin, "0,0": coin}, 1, 3) == (1.75, 1.0)  # 1 ends the text: every reader has three draws or a tale
+    assert led({"": coin, "0": coin, "0,0": coin}, None) == (3.0, 1.0)  # who draws 1 takes 0 in its place, half the readers at two places
+    assert led({"": coin, "0": coin, "0,0": coin}, 1) == (1.75, 0.0)
 
 
 def test_a_saved_page_speaks_for_itself(tmp_path):

@@ -71,18 +71,21 @@ def pack(
 STATIC = files("tinygpt") / "static"
 
 def lines_of(*names: str) -> list[str]: # of a file below static/
-    "The lines of a file, without indentation, empty lines and comments of a line."
-    lines = map(str.strip, STATIC.joinpath(*names).read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("// ")]
+    "The lines of a file, without indentation, empty lines and comments; a mark such as `// == chart({ ==` stays."
+    text = STATIC.joinpath(*names).read_text(encoding="utf-8")
+    lines = (re.sub(r"(^|\s)// (?!==).*", "", line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
 
 @cache
 def script(
     kind: str, # of an explorer, such as "attention"
 ) -> str:
-    "The JavaScript that an explorer needs: the core that all share, charts where it draws some, its own."
-    own = "\n".join(lines_of("explorers", f"{kind}.js"))
-    parts = ["core"] + ["chart"] * ("chart({" in own)
-    return "\n".join([line for part in parts for line in lines_of("explorers", f"{part}.js")] + [own])
+    "The JavaScript that an explorer needs: of what all share, the lines below a mark only if it holds the mark's word."
+    own, wanted, mine = "\n".join(lines_of("explorers", f"{kind}.js")), [], True
+    for line in lines_of("explorers", "core.js") + lines_of("explorers", "chart.js"):
+        if line.startswith("// =="): mine = line.split()[2] in own
+        elif mine: wanted.append(line)
+    return "\n".join([*wanted, own])
 
 @cache
 def style(
@@ -291,18 +294,27 @@ def bake(
     read: Callable[[list[int]], Tensor], # new ids behind the prompt -> logits (V,) of the next one
     n: int, # how many places to bake
     end: int | None = None, # the token that ends a text: nothing is baked behind it
+    deep: int = 20, # about how many draws the tree shall last
 ) -> dict[str, str]: # "12,7": what comes after the new ids 12 and 7, as `pack_logits` says it
-    "The likeliest continuations of a prompt as a tree: first a part of the greedy path, then best first."
-    tree, path, waiting = {}, (), [(-1.0, ())] # minus the probability of a path, and the path
+    "The likeliest continuations of a prompt as a tree: best first up to an end for each `deep` places, then greedily on from each."
+    tree, waiting = {}, [(-1.0, ())] # minus the probability of a path, and the path
     def opened(path):
         if path not in tree: tree[path] = read(list(path)).float()
         return tree[path]
-    while len(tree) < n // 4 and path[-1:] != (end,): path += (opened(path).argmax().item(),)
-    while waiting and len(tree) < n:
-        chance, path = heapq.heappop(waiting)
-        if path[-1:] == (end,): continue
-        top = opened(path).softmax(-1).topk(min(64, len(tree[path])))
-        for p, id in zip(top.values.tolist(), top.indices.tolist()): heapq.heappush(waiting, (chance * p, path + (id,)))
+    def ends(): return sorted(tree.keys() - {path[:-1] for path in tree})
+    def branch(most):
+        while waiting and len(tree) < n and len(ends()) < most:
+            chance, path = heapq.heappop(waiting)
+            if path[-1:] == (end,): continue
+            top = opened(path).softmax(-1).topk(min(64, len(tree[path])))
+            for p, id in zip(top.values.tolist(), top.indices.tolist()): heapq.heappush(waiting, (chance * p, path + (id,)))
+    branch(max(1, n // deep))
+    lanes = [(len(path), path) for path in ends()]
+    while lanes and len(tree) < n: # the shortest first
+        path = heapq.heappop(lanes)[1]
+        path += (opened(path).argmax().item(),)
+        if path[-1] != end: opened(path), heapq.heappush(lanes, (len(path), path))
+    branch(n) # where all texts have ended there is room left
     return {",".join(map(str, path)): pack_logits(logits) for path, logits in tree.items()}
 
 # %% ../nbs/21b_pictures.ipynb #ab96547b

@@ -1,3 +1,4 @@
+// == chart({ ==
 // A small line chart: axes with few round ticks, lines, level rules with names, one upright line for "now".
 function ticks(min, max, log) {
   if (log) {

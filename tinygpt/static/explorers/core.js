@@ -4,12 +4,18 @@ const KINDS = {}; // name -> function(ui) that builds an explorer and returns ho
 
 // An element: h("div", {class: "a", onclick: f}, "text", child); SVG elements are asked for as "svg:path".
 function h(tag, props = {}, ...kids) {
-  const el = tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag);
+  const el = put(tag.startsWith("svg:") ? document.createElementNS(SVG, tag.slice(4)) : document.createElement(tag), props);
+  el.append(...kids.flat());
+  return el;
+}
+
+// Give an element attributes, or take them (false, null).
+function put(el, props) {
   for (const [name, value] of Object.entries(props)) {
     if (name.startsWith("on")) el.addEventListener(name.slice(2), value);
-    else if (value !== false && value != null) el.setAttribute(name, value === true ? "" : value);
+    else if (value === false || value == null) el.removeAttribute(name);
+    else el.setAttribute(name, value === true ? "" : value);
   }
-  el.append(...kids.flat());
   return el;
 }
 
@@ -27,14 +33,12 @@ function visible(text) {
   return (/^\p{M}/u.test(text) ? "◌" : "") + chars.join("");
 }
 
-// The same for running text, which keeps its spaces and lines.
-const prose = (text) => [...text].map((c) => (c === " " || c === "\n" ? c : visible(c))).join("");
-
 function brief(text, n = 18) {
   const chars = [...visible(text)];
   return chars.length > n ? chars.slice(0, n - 1).join("") + "…" : chars.join("");
 }
 
+const EOT = "<|endoftext|>"; // the token that opens every text, and ends it
 const quoted = (text) => `“${brief(text)}”`;
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)} %` : p < 0.0005 ? "< 0.1 %" : `${(p * 100).toFixed(p < 0.0995 ? 1 : 0)} %`);
@@ -44,8 +48,12 @@ function unpack(text, Type) {
   return new Type(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 }
 
-// A labelled slider bound to ui.state[name], over numbers or over a list of `stops`, with − and + for fingers.
-// JupyterLab would take its arrow keys without the data attribute.
+// A name that no other element of the page has.
+let names = 0;
+const fresh = () => `tgx-${names++}-${Math.random().toString(36).slice(2, 8)}`;
+
+// A labelled slider bound to ui.state[name], over numbers or over a list of `stops`, with − and + for fingers, and a
+// hint behind a question mark. JupyterLab would take its arrow keys without the data attribute.
 function slider(ui, name, label, {stops, min = 0, max = stops?.length - 1, step = 1, format = String, hint}) {
   const near = (value) => stops.reduce((best, at, i) => (Math.abs(at - value) < Math.abs(stops[best] - value) ? i : best), 0);
   const heard = () => ui.set({[name]: stops ? stops[input.value] : Number(input.value)});
@@ -53,7 +61,9 @@ function slider(ui, name, label, {stops, min = 0, max = stops?.length - 1, step 
   const input = h("input", {type: "range", min, max, step, "aria-label": label, "data-lm-suppress-shortcuts": "true", "data-name": name, oninput: heard});
   const nudge = (sign, move) => h("button", {type: "button", class: "tgx-nudge", tabindex: -1, "aria-label": `${label}: ${move < 0 ? "less" : "more"}`,
     onclick: () => { move < 0 ? input.stepDown() : input.stepUp(); heard(); }}, sign);
-  const row = h("div", {class: "tgx-slider", title: hint}, h("span", {}, label), nudge("\u2212", -1), rail(input, heard), nudge("+", 1), output);
+  const row = h("div", {class: "tgx-slider"}, h("span", {}, label), nudge("\u2212", -1), rail(input, heard), nudge("+", 1), output);
+  row.name = name;
+  if (hint) explain(row, input, `${label}: what does it do?`, hint);
   row.sync = (max = input.max, value = ui.state[name]) => {
     input.max = max;
     input.value = stops ? near(value) : value;
@@ -85,53 +95,8 @@ function fill(input, rest = 0) {
   input.style.setProperty("--to", part(Math.max(rest, value)));
 }
 
-// One of a few, side by side: radio buttons in their working clothes.
-let groups = 0;
-function choice(ui, name, label, options) {
-  const group = `tgx-${name}-${groups++}-${Math.random().toString(36).slice(2, 8)}`;
-  const inputs = Object.entries(options).map(([value, text]) => {
-    const input = h("input", {type: "radio", name: group, value, "data-lm-suppress-shortcuts": "true",
-      onchange: () => ui.set({[name]: value})});
-    return h("label", {}, input, h("span", {}, text));
-  });
-  const row = h("div", {class: "tgx-choice", role: "radiogroup", "aria-label": label}, inputs);
-  row.sync = () => inputs.forEach((label) => (label.firstChild.checked = label.firstChild.value === String(ui.state[name])));
-  return row;
-}
-
 function button(text, onclick, props = {}) {
   return h("button", {type: "button", class: "tgx-button", "data-lm-suppress-shortcuts": "true", onclick, ...props}, text);
-}
-
-// A button that has disabled itself leaves the focus to another.
-const handOn = (from, to) => from.disabled && to.focus({preventScroll: true});
-
-// All knobs back to where they stood at first, or to other values.
-function reset(ui, values) {
-  const names = Object.keys(values), row = button("Reset", () => { ui.set(values); handOn(row, ui.root.querySelector("input[type=range]")); }, {title: "all knobs as they were"});
-  row.sync = () => (row.disabled = names.every((name) => ui.state[name] === values[name]));
-  return row;
-}
-
-// How to read a token whose space is a dot, where there is one.
-const dots = (tokens) => (tokens.some((text) => text.includes(" ")) ? [h("span", {class: "tgx-note"}, "“·” is a space.")] : []);
-
-// Scroll a box so far that a part of it is in view; the page around it stays where it is.
-function reveal(box, part) {
-  const top = part.offsetTop - box.offsetTop;
-  if (top < box.scrollTop || top + part.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 2;
-}
-
-// A canvas as sharp as the screen; returns its context, in CSS pixels.
-function sharpen(canvas, width, height) {
-  const ratio = globalThis.devicePixelRatio || 1;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  const context = canvas.getContext("2d");
-  context.scale(ratio, ratio);
-  return context;
 }
 
 // Is the page around an element dark? What JupyterLab, Quarto and Bootstrap say, else the first background, else the system.
@@ -151,14 +116,6 @@ function isDark(el) {
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-// The colours that canvases need; the rest is in explorers.css. Okabe and Ito's, and a green and a purple for what is
-// above and below zero: told apart by all eyes.
-const PAINT = {
-  light: {ground: [255, 255, 255], blue: [0, 90, 160], orange: [213, 94, 0], above: [27, 120, 55], below: [118, 42, 131], off: "#eceff3", line: "#c9d0da"},
-  dark: {ground: [22, 27, 34], blue: [110, 195, 255], orange: [255, 150, 60], above: [120, 205, 110], below: [195, 145, 245], off: "#262d37", line: "#3a4350"},
-};
-const mix = (from, to, t) => `rgb(${from.map((x, i) => Math.round(x + (to[i] - x) * clamp(t, 0, 1))).join(",")})`;
-
 // Draw an explorer into `el`. `onchange(patch)` hears what the reader changed; `update(patch, data)` is the way back.
 function mount({el, kind, data, state, onchange}) {
   const root = h("div", {class: `tgx tgx-${kind}`, role: "group", "aria-label": data.title});
@@ -172,27 +129,26 @@ function mount({el, kind, data, state, onchange}) {
       onchange?.(patch);
       draw();
     },
-    get paint() { return PAINT[root.dataset.theme]; },
-    get width() { return root.clientWidth ? Math.floor(root.clientWidth - 2 * parseFloat(getComputedStyle(root).paddingLeft)) : 640; },
   };
   const theme = () => (root.dataset.theme = isDark(el) ? "dark" : "light");
   el.replaceChildren(root);
   theme();
-  let paint, width = 0; // as it was drawn last
-  const build = () => { root.replaceChildren(); paint = KINDS[kind](ui); draw(); };
-  const draw = () => {
+  let paint, width = 0; // as it was measured last
+  const measure = () => {
     width = root.clientWidth;
+    ui.width = width ? Math.floor(width - 2 * parseFloat(getComputedStyle(root).paddingLeft)) : 640;
     root.classList.toggle("tgx-narrow", ui.width < 620);
     root.classList.toggle("tgx-fingers", ui.width < 480 || matchMedia("(pointer: coarse)").matches);
-    paint(ui.state);
   };
+  const draw = () => paint(ui.state);
+  const build = () => { root.replaceChildren(); measure(); paint = KINDS[kind](ui); draw(); };
   build();
   const onTheme = () => { const before = root.dataset.theme; if (theme() !== before) draw(); };
   const watcher = new MutationObserver(onTheme), system = matchMedia("(prefers-color-scheme: dark)");
   for (const at of [document.body, document.documentElement]) watcher.observe(at, {attributes: true});
   system.addEventListener("change", onTheme);
   const sizes = new ResizeObserver(() => { // a cell out of sight has no width: what it shows can wait
-    if (![0, width].includes(root.clientWidth)) draw();
+    if (![0, width].includes(root.clientWidth)) measure(), draw();
   });
   sizes.observe(root);
   return {
@@ -239,3 +195,77 @@ function render({model, el}) {
   model.on("change:data", () => view.update({}, model.get("data")));
   return () => view.destroy();
 }
+
+// What follows serves those scripts alone that hold the word in the line above it.
+
+// == choice( ==
+// One of a few, side by side: radio buttons in their working clothes.
+function choice(ui, name, label, options) {
+  const group = fresh();
+  const inputs = Object.entries(options).map(([value, text]) => {
+    const input = h("input", {type: "radio", name: group, value, "data-lm-suppress-shortcuts": "true",
+      onchange: () => ui.set({[name]: value})});
+    return h("label", {}, input, h("span", {}, text));
+  });
+  const row = h("div", {class: "tgx-choice", role: "radiogroup", "aria-label": label}, inputs);
+  row.sync = () => inputs.forEach((label) => (label.firstChild.checked = label.firstChild.value === String(ui.state[name])));
+  return row;
+}
+
+// == reset( ==
+// A button that has disabled itself leaves the focus to another.
+const handOn = (from, to) => from.disabled && to.focus({preventScroll: true});
+
+// All knobs back to where they stood at first, or to other values.
+function reset(ui, values) {
+  const names = Object.keys(values), row = button("Reset", () => { ui.set(values); handOn(row, ui.root.querySelector("input[type=range]")); }, {title: "all knobs as they were"});
+  row.sync = () => (row.disabled = names.every((name) => ui.state[name] === values[name]));
+  return row;
+}
+
+// == hint ==
+// What a knob does, said below it on demand; readers of screens hear it with the knob.
+function explain(row, input, question, hint) {
+  const id = fresh(), note = h("small", {class: "tgx-note tgx-hint", id, hidden: true}, hint);
+  const ask = button("?", () => put(ask, {"aria-expanded": `${!(note.hidden = !note.hidden)}`}), {class: "tgx-ask", "aria-label": question, "aria-expanded": "false", "aria-controls": id});
+  put(input, {"aria-describedby": id});
+  row.firstChild.append(ask);
+  row.append(note);
+}
+
+// == dots( ==
+// How to read a token whose space is a dot, where there is one.
+const dots = (tokens) => (tokens.some((text) => text.includes(" ")) ? [h("span", {class: "tgx-note"}, "“·” is a space.")] : []);
+
+// == reveal( ==
+// Scroll a box so far that a part of it is in view; the page around it stays where it is.
+function reveal(box, part) {
+  const top = part.offsetTop - box.offsetTop;
+  if (top < box.scrollTop || top + part.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 2;
+}
+
+// == prose( ==
+// The same for running text, which keeps its spaces and lines.
+const prose = (text) => [...text].map((c) => (c === " " || c === "\n" ? c : visible(c))).join("");
+
+// == sharpen( ==
+// A canvas as sharp as the screen; returns its context, in CSS pixels.
+function sharpen(canvas, width, height) {
+  const ratio = globalThis.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  return context;
+}
+
+// == mix( ==
+// The colours that canvases need; the rest is in explorers.css. Okabe and Ito's, and a green and a purple for what is
+// above and below zero: told apart by all eyes.
+const PAINT = {
+  light: {ground: [255, 255, 255], blue: [0, 90, 160], orange: [213, 94, 0], above: [27, 120, 55], below: [118, 42, 131], off: "#eceff3", line: "#c9d0da"},
+  dark: {ground: [22, 27, 34], blue: [110, 195, 255], orange: [255, 150, 60], above: [120, 205, 110], below: [195, 145, 245], off: "#262d37", line: "#3a4350"},
+};
+const mix = (from, to, t) => `rgb(${from.map((x, i) => Math.round(x + (to[i] - x) * clamp(t, 0, 1))).join(",")})`;

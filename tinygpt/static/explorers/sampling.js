@@ -37,93 +37,145 @@ function logitsIn(packed) {
 
 const entropy = (probs) => probs.reduce((bits, p) => (p > 0 ? bits - p * Math.log2(p) : bits), 0);
 
+// A draw: tokens lie end to end, each as long as its share, and a number u from 0 to 1 falls on one of them.
+function spin(parts, u = Math.random()) {
+  let to = 0;
+  for (const [id, share] of parts) {
+    to += share;
+    if (u < to) return {id, u, from: to - share, to, parts};
+  }
+  return {...spin(parts, 0), u}; // shares that end a little below 1
+}
+
+const OFF = {temperature: 1, top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, frequency_penalty: 0, presence_penalty: 0};
+
 KINDS.sampling = (ui) => {
   const {tokens, prompt, end} = ui.data, V = tokens.length, SHOWN = 12;
-  const unless = (value, text) => (x) => (x === value ? "off" : text(x)), signed = (x) => x.toFixed(1).replace("-", "\u2212");
-  const knobs = [
-    slider(ui, "temperature", "Temperature", {min: 0, max: 2, step: 0.05, format: (x) => (x ? x.toFixed(2) : "0 · greedy"),
-      hint: "scores are divided by it: below 1 the likely become likelier"}),
-    slider(ui, "top_k", "Top-k", {min: 0, max: 50, format: unless(0, String), hint: "at most so many tokens"}),
-    slider(ui, "top_p", "Top-p", {min: 0.05, max: 1, step: 0.01, format: unless(1, (x) => x.toFixed(2)), hint: "the fewest tokens that hold this share"}),
-    slider(ui, "min_p", "Min-p", {min: 0, max: 1, step: 0.01, format: unless(0, (x) => x.toFixed(2)), hint: "at least this share of the best token's probability"}),
-    slider(ui, "repetition_penalty", "Repetition penalty", {min: 1, max: 2, step: 0.05, format: unless(1, (x) => x.toFixed(2)), hint: "what the text holds becomes less likely"}),
-    slider(ui, "frequency_penalty", "Frequency penalty", {min: -2, max: 2, step: 0.1, format: unless(0, signed), hint: "off the score of a token, for each time that it was written here"}),
-    slider(ui, "presence_penalty", "Presence penalty", {min: -2, max: 2, step: 0.1, format: unless(0, signed), hint: "off the score of a token, once, if it was written here at all"}),
+  const unless = (value, text) => (x) => (x === value ? "off" : text(x)), hundredth = (x) => x.toFixed(2), signed = (x) => x.toFixed(1).replace("-", "\u2212");
+  const knob = (name, label, min, max, step, format, hint) => slider(ui, name, label, {min, max, step, format, hint});
+  const filters = [
+    knob("temperature", "Temperature", 0, 2, 0.05, (x) => (x ? hundredth(x) : "0 · greedy"), "scores are divided by it: below 1 the likely become likelier"),
+    knob("top_k", "Top-k", 0, 50, 1, unless(0, String), "at most so many tokens, the likeliest ones"),
+    knob("top_p", "Top-p", 0.05, 1, 0.01, unless(1, hundredth), "the fewest tokens that hold this share of the probability"),
+    knob("min_p", "Min-p", 0, 1, 0.01, unless(0, hundredth), "each token has at least this share of the likeliest one's probability"),
+  ];
+  const penalties = [
+    knob("repetition_penalty", "Repetition penalty", 1, 2, 0.05, unless(1, hundredth), "tokens that the text holds become less likely: scores above 0 are divided by it"),
+    knob("frequency_penalty", "Frequency penalty", -2, 2, 0.1, unless(0, signed), "off a token's score for each time that it was written behind the prompt"),
+    knob("presence_penalty", "Presence penalty", -2, 2, 0.1, unless(0, signed), "off a token's score, once, if it was written behind the prompt at all"),
   ];
   const text = h("div", {class: "tgx-text", role: "group", "aria-label": "the text so far"});
   const bars = h("div", {class: "tgx-bars", role: "group", "aria-label": "likeliest next tokens: choose one to write it"});
-  const facts = h("div", {class: "tgx-facts"});
-  let now = null;
+  const facts = ["Can come", "Kept", "Entropy", "The model’s own"].map((name) => h("div", {}, h("span", {}, name), h("b"))), board = h("div", {class: "tgx-facts"}, facts);
+
+  // What comes behind some new ids, as far as it is known here, and which of the tokens there are known in their turn.
   const stored = (ids) => ui.state.tree[ids.join(",")];
-  const grow = (id) => {
-    ui.set({new: [...ui.state.new, id]});
+  const read = (ids) => filtered(logitsIn(stored(ids)), [...prompt, ...ids], ids, ui.state);
+  const partsOf = ({order, probs, n}) => order.slice(0, n).map((id) => [id, probs[id]]);
+  const led = () => { // the stored ones in the place of a token behind which the page ends: their parts, and the share they hold
+    const before = ui.state.new.slice(0, -1);
+    if (ui.live || !ui.state.new.length || ui.state.new.at(-1) === end || !stored(before)) return {};
+    const few = partsOf(read(before)).filter(([id]) => id === end || stored([...before, id])), held = few.reduce((sum, [, share]) => sum + share, 0);
+    return {before, held, parts: few.map(([id, share]) => [id, share / held]), some: few.slice(0, 3).map(([id]) => quoted(tokens[id])).join(", ")};
+  };
+  let now = null, own = null, packed = null, cast = null, written = null, other = {};
+  const moment = (ids = ui.state.new) => `${Object.keys(OFF).map((name) => ui.state[name])} ${ids}`;
+  const grow = (id, before = ui.state.new) => {
+    ui.set({new: [...before, id]});
     if (!stored(ui.state.new)) dice.focus({preventScroll: true}); // not on a row that is gone, nor where one more Enter takes the word back
   };
-  const drawn = () => {
-    if (!stored(ui.state.new)) return;
-    let u = Math.random();
-    const id = now.order.find((id) => (u -= now.probs[id]) < 0);
-    grow(id ?? now.order[0]);
+  const draw = () => {
+    const parts = packed ? partsOf(now) : other.parts;
+    if (!parts?.length) return;
+    const before = packed ? ui.state.new : other.before, fell = spin(parts);
+    cast = {...fell, among: packed ? 0 : parts.length, moment: moment([...before, fell.id])};
+    grow(fell.id, before);
   };
-  const dice = button("Draw a token", drawn), back = button("Back", () => { ui.set({new: ui.state.new.slice(0, -1)}); handOn(back, dice); });
+  const dice = button("Draw a token", draw), back = button("Back", () => { ui.set({new: ui.state.new.slice(0, -1)}); handOn(back, dice); });
   const anew = button("Start again", () => { ui.set({new: []}); handOn(anew, dice); });
-  const off = {temperature: 1, top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, frequency_penalty: 0, presence_penalty: 0};
-  const calm = reset(ui, off);
-  ui.root.append(text, h("div", {class: "tgx-bar"}, h("div", {class: "tgx-row"}, dice, back, anew)),
-    h("div", {class: "tgx-cols"}, h("div", {class: "tgx-main"}, bars), h("div", {class: "tgx-knobs"}, knobs, h("div", {class: "tgx-bar tgx-end"}, calm), facts)), ui.said);
+  const calm = reset(ui, OFF), touched = () => penalties.filter((knob) => ui.state[knob.name] !== OFF[knob.name]).length;
+  const fold = h("summary"), more = h("details", {open: ui.width >= 620 || touched() > 0}, fold, penalties);
+  const slots = Array.from({length: SHOWN + 1}, () => h("i")), pin = h("b"), told = h("div", {class: "tgx-note"});
+  ui.root.append(text, h("div", {class: "tgx-bar"}, h("div", {class: "tgx-row"}, dice, back, anew)), h("div", {class: "tgx-wheel", "aria-hidden": "true"}, slots, pin), told,
+    h("div", {class: "tgx-cols"}, h("div", {class: "tgx-main"}, bars), h("div", {class: "tgx-knobs"}, board, filters, calm, more)), ui.said);
+  ui.said.classList.add("tgx-heard");
 
   const rows = Array.from({length: SHOWN}, () => {
     const word = h("span", {class: "tgx-word"}), share = h("span", {class: "tgx-value"});
-    const own = h("i", {class: "tgx-own"}), bar = h("i", {class: "tgx-fill"});
-    const row = h("button", {type: "button", class: "tgx-bet", "data-lm-suppress-shortcuts": "true"}, word, h("span", {class: "tgx-track"}, own, bar), share);
-    row.addEventListener("click", () => grow(row.token));
-    return Object.assign(row, {word, share, own, bar});
+    const outline = h("i", {class: "tgx-own"}), bar = h("i", {class: "tgx-fill"});
+    const row = button(word, () => grow(row.token), {class: "tgx-bet"});
+    row.append(h("span", {class: "tgx-track"}, outline, bar), share);
+    return Object.assign(row, {word, share, outline, bar});
   });
   const rest = h("div", {class: "tgx-note tgx-rest"}), lost = h("div", {class: "tgx-lost", role: "status"});
   bars.append(...rows, rest, lost);
 
+  // The parts end to end, and where u fell; before a draw, where it can fall.
+  const showWheel = () => {
+    if (cast?.moment !== moment()) cast = null;
+    const parts = cast?.parts ?? partsOf(now), first = parts.slice(0, SHOWN), few = (x) => x.toFixed(cast.to - cast.from < 0.01 ? 5 : 3), wide = (share) => `${(100 * share).toFixed(2)}%`;
+    slots.forEach((slot, i) => {
+      const [id, share] = first[i] ?? [null, i === SHOWN ? 1 - first.reduce((sum, [, share]) => sum + share, 0) : 0];
+      slot.style.width = wide(Math.max(share, 0));
+      slot.textContent = share > 0.06 ? (id === null ? "others" : brief(tokens[id], 12)) : "";
+      slot.classList.toggle("tgx-hit", cast !== null && id === cast.id);
+    });
+    pin.hidden = !cast;
+    pin.style.left = cast && wide(cast.u);
+    return (told.textContent = cast
+      ? `${cast.among ? `Among the stored ${cast.among === 1 ? "word" : `${cast.among} words`}, u` : "u"} = ${few(cast.u)} fell on ${quoted(tokens[cast.id])} (${few(cast.from)} to ${few(cast.to)}).`
+      : "A draw: a number u between 0 and 1 falls on one of these parts.");
+  };
+
   return (state) => {
-    [...knobs, calm].forEach((knob) => knob.sync());
-    const packed = stored(state.new), over = state.new.at(-1) === end;
-    const mark = (id, i) => h("span", {class: i < prompt.length ? "tgx-given" : "tgx-made"}, prose(tokens[id]));
-    text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => [mark(id, i), "\u200b"]), h("span", {class: "tgx-caret"}));
-    text.scrollTop = text.scrollHeight; // a long text shows its end
+    [...filters, ...penalties, calm].forEach((knob) => knob.sync());
+    fold.textContent = touched() ? `Penalties, ${touched()} at work` : "Penalties";
+    const found = stored(state.new), over = state.new.at(-1) === end;
+    if (written !== String(state.new)) {
+      const mark = (id, i) => h("span", {class: i < prompt.length ? "tgx-given" : "tgx-made"}, i || tokens[id] !== EOT ? prose(tokens[id]) : "");
+      text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => [mark(id, i), "\u200b"]), h("span", {class: "tgx-caret"}));
+      text.scrollTop = text.scrollHeight; // a long text shows its end
+      written = String(state.new);
+    }
+    other = found ? {} : led();
+    const ready = found || other.parts?.length;
     back.disabled = anew.disabled = !state.new.length;
-    dice.setAttribute("aria-disabled", !packed);
-    back.classList.toggle("tgx-first", !packed && !ui.live);
-    rows.forEach((row) => (row.hidden = !packed));
-    rest.hidden = facts.hidden = !packed;
-    lost.textContent = packed ? "" : ui.live ? "The model is reading …"
+    dice.textContent = ready && !found ? "A stored word" : "Draw a token";
+    dice.setAttribute("aria-disabled", !ready);
+    back.classList.toggle("tgx-first", !ready && !ui.live);
+    rows.forEach((row) => (row.hidden = !found));
+    rest.hidden = board.hidden = !found;
+    if (found && found !== packed) own = filtered(logitsIn(found), [], [], OFF);
+    packed = found;
+    if (found) now = read(state.new);
+    const drawn = showWheel();
+    lost.textContent = found ? "" : ui.live ? "The model is reading …"
       : over ? `The tale is told: with ${quoted(tokens[end])} the model ended it. Go back and choose another word, or start again.`
-        : "This page holds no model, only some stored beginnings. Go back and choose a dark word, or start again.";
-    if (!packed) return ui.say("");
-    const logits = logitsIn(packed);
-    const own = filtered(logits, [], [], off);
-    now = filtered(logits, [...prompt, ...state.new], state.new, state);
-    const shown = now.order.slice(0, ui.width < 620 ? 8 : SHOWN), most = Math.max(...shown.map((id) => Math.max(own.probs[id], now.probs[id])));
+        : `What comes behind ${quoted(tokens[state.new.at(-1)])} is not here: this page holds no model, only some stored beginnings. ` + (ready
+          ? `“A stored word” draws another in its place (${other.some}${other.parts.length > 3 ? " …" : ""}: ${percent(other.held)} of the probability), or go back.`
+          : "Go back and choose a dark word, or start again.");
+    if (!found) return ui.say("");
+    const shown = now.order.slice(0, ui.width < 620 ? 6 : SHOWN), most = Math.max(...shown.map((id) => Math.max(own.probs[id], now.probs[id])));
     rows.forEach((row, i) => {
       const id = (row.token = shown[i]), p = now.probs[id];
       row.hidden = id === undefined;
       if (row.hidden) return;
       const near = ui.live || id === end || stored([...state.new, id]);
       row.word.textContent = brief(tokens[id]);
-      row.own.style.width = `${(100 * own.probs[id]) / most}%`;
+      row.outline.style.width = `${(100 * own.probs[id]) / most}%`;
       row.bar.style.width = `${(100 * p) / most}%`;
       row.share.textContent = p ? percent(p) : "cut";
       row.classList.toggle("tgx-cut", !p);
       row.classList.toggle("tgx-far", !near);
-      row.title = near ? "write this token" : "what comes behind it is not stored in this page";
+      row.title = near ? "write this token" : "the page ends behind it";
       row.setAttribute("aria-label", `${visible(tokens[id])}: ${p ? percent(p) : "cut"}; the model itself says ${percent(own.probs[id])}`);
     });
     const beyond = 1 - shown.reduce((sum, id) => sum + now.probs[id], 0), n = Math.max(now.n - shown.filter((id) => now.probs[id]).length, 0);
-    rest.textContent = n ? `${n.toLocaleString("en")} other tokens share ${percent(Math.max(beyond, 0))}` : "no other token can come";
-    const fact = (name, value) => h("div", {}, h("span", {}, name), h("b", {}, value));
-    facts.replaceChildren(
-      fact("Tokens that can come", `${now.n.toLocaleString("en")} of ${V.toLocaleString("en")}`),
-      fact(state.temperature ? "Probability kept" : "Greedy: the likeliest has", percent(now.kept)),
-      fact("Entropy", `${entropy(now.probs).toFixed(2)} bits`),
-      fact("… of the model itself", `${entropy(own.probs).toFixed(2)} bits`),
-      h("div", {class: "tgx-note"}, "Bars: what is drawn from. Outlines: what the model itself says. ", ui.live ? "" : "Pale words: the page ends behind them. ", ...dots(tokens)));
-    ui.say(`${quoted(tokens[shown[0]])} is likeliest now, ${percent(now.probs[shown[0]])}. ${now.n === 1 ? "Nothing else can come." : `${now.n.toLocaleString("en")} tokens can come; the choice is worth ${entropy(now.probs).toFixed(2)} bits.`}`);
+    rest.textContent = `${n ? `${n.toLocaleString("en")} others share ${percent(Math.max(beyond, 0))}` : "No other token can come"}. ` +
+      `Outlines: the model’s own. “·”: a space.${ui.live ? "" : " Pale: the page ends behind it."}`;
+    const bits = (probs) => `${entropy(probs).toFixed(2)} bits`;
+    facts[1].firstChild.textContent = state.temperature ? "Kept" : "Greedy: the likeliest has";
+    [`${now.n.toLocaleString("en")} of ${V.toLocaleString("en")}`, percent(now.kept), bits(now.probs), bits(own.probs)].forEach((value, i) => (facts[i].lastChild.textContent = value));
+    ui.say(`${cast ? drawn : ""} ${quoted(tokens[shown[0]])} is likeliest now, ${percent(now.probs[shown[0]])}. ${now.n === 1 ? "Nothing else can come." : `${now.n.toLocaleString("en")} tokens can come; the choice is worth ${bits(now.probs)}.`}`);
   };
 };
