@@ -24,14 +24,14 @@ import torch
 
 # %% ../nbs/08b_folder.ipynb #3b092648
 from .config import TrainConfig, check_changes, config_fields, config_to_dict, config_to_yaml, make_config
-from .data import TokenDataset, write_json
+from .data import TokenDataset
 from .learning import Pretraining, task_of
 from .machine import LossScaler, trusted_device
 from .model import GPT
 from tinygpt.runs import (
     checkpoint_dirs, drop_directory, find_checkpoint, load_checkpoint, read_facts, read_run_config, save_checkpoint, whole_directory,
 )
-from .tokenizer import Tokenizer, load_tokenizer, write_atomically
+from .tokenizer import Tokenizer, load_tokenizer, write_atomically, write_json
 
 # %% ../nbs/08b_folder.ipynb #4ed69dc1
 def _in_words(text: str, section: str) -> str:

@@ -18,13 +18,11 @@ from torch import Tensor
 
 # %% ../nbs/08_learning.ipynb #ee735168
 from .config import DataConfig, TrainConfig
-from tinygpt.data import (
-    RandomWindows, ShuffledWindows, TokenDataset, WholeDocuments, documents, eval_batches, prepare, read_json,
-)
+from .data import RandomWindows, ShuffledWindows, TokenDataset, WholeDocuments, documents, eval_batches, prepare
 from .machine import compiled_loss, describe_needs, fit_machine, pick_device
 from .model import GPT, evaluating
 from .optim import make_optimizer
-from .tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from .tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer, read_json
 
 # %% ../nbs/08_learning.ipynb #33c5fb71
 def bits_per_byte_per_nat(dataset: TokenDataset) -> float:

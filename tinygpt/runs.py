@@ -32,9 +32,8 @@ from tinygpt.config import (
     ELSEWHERE, KINDS, MAY_CHANGE, OF_SCHEDULE, DataConfig, OptimConfig, RunConfig, TrainConfig, check_changes, config_changes,
     config_fields, config_kind, config_to_dict, config_to_yaml, learning_rate, make_config, read_config, recipes, type_in_words,
 )
-from .data import sealed, write_json
 from .model import GPT, GPTConfig, uncompiled
-from .tokenizer import Tokenizer, load_tokenizer, place_of
+from .tokenizer import Tokenizer, load_tokenizer, place_of, sealed, write_json
 from .worlds import shipped
 
 _all_ = [  # what a run is told is found here, too
