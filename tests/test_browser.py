@@ -260,6 +260,17 @@ def test_explorers_fit_on_a_screen(page, every, tmp_path):
     for kind, explorer in every.items():
         height = opened(page, explorer, tmp_path).locator(".tgx").bounding_box()["height"]
         assert height <= 700, (kind, height)
+    page.set_viewport_size({"width": 853, "height": 480})  # a low window
+    assert opened(page, every["attention"], tmp_path).locator(".tgx").bounding_box()["height"] <= 480
+
+
+def test_the_start_of_a_text_has_a_name_and_the_colours_are_told(page, every, tmp_path):
+    opened(page, every["attention"], tmp_path)
+    assert page.locator(".tgx-arcs text").first.text_content() == "(start)" and "“(start)”: the token <|endoftext|>" in page.inner_text(".tgx-legend")
+    page.locator("input[data-name=token]").fill("0")
+    assert page.inner_text(".tgx-say").startswith("The start of the text at 0 looks at the start of the text at 0 (100 %).")
+    page.locator(".tgx-legend summary").press("Enter")
+    assert not page.locator(".tgx-legend .tgx-key").first.is_visible()
 
 
 def test_sampling_fits_on_a_phone(phone, every, tmp_path):
@@ -267,6 +278,9 @@ def test_sampling_fits_on_a_phone(phone, every, tmp_path):
     phone.locator(".tgx-button").first.tap()
     assert phone.locator(".tgx").bounding_box()["height"] <= 800
     assert phone.locator(".tgx-facts").bounding_box()["y"] < phone.locator("input[data-name=temperature]").bounding_box()["y"]
+    for width in (390, 360):
+        phone.set_viewport_size({"width": width, "height": 700})
+        assert phone.locator(".tgx").evaluate("(el) => [...el.querySelectorAll('.tgx-facts b')].every((b) => b.getBoundingClientRect().right <= el.getBoundingClientRect().right - 10)")
     penalty = phone.locator("input[data-name=presence_penalty]")
     assert not penalty.is_visible()
     phone.locator("summary").tap()

@@ -259,6 +259,8 @@ def test_a_saved_page_speaks_for_itself(tmp_path):
     assert "<h1>Where the loss counts, token by token</h1>" in page and "JupyterLab" not in page and "notebook" not in page.lower()
     for text in hostile_texts(60):
         assert tags(view.save(tmp_path / "page.html", title=text).read_text(encoding="utf-8")) == tags(page)
+        told = view.save(tmp_path / "page.html", title=text, note=text).read_text(encoding="utf-8")
+        assert tags(told.replace("<p>", "", 1)) == tags(page) and told.count("<p>") == page.count("<p>") + 1
 
 
 def test_no_trait_takes_a_name_of_the_widgets():

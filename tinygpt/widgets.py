@@ -29,9 +29,9 @@ from .tokenizer import Tokenizer
 # %% ../nbs/21c_widgets.ipynb #da1ca157
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
-<style>body {{ max-width: 60rem; margin: .8rem auto; padding: 0 .6rem; }} h1 {{ margin: 0; font: 650 1.25rem/1.3 system-ui, sans-serif; }}</style>
+<style>body {{ max-width: 60rem; margin: .8rem auto; padding: 0 .6rem; font: 1rem/1.5 system-ui, sans-serif; }} h1, p {{ margin: 0; }} h1 {{ font-size: 1.25rem; line-height: 1.3; }}</style>
 <h1>{title}</h1>
-{picture}</html>
+{note}{picture}</html>
 """
 ALONE = "A still picture, for the script in this page may not run. Allow it: nothing is loaded from anywhere."
 
@@ -92,10 +92,12 @@ class Explorer(anywidget.AnyWidget):
     def save(self,
         path: str | Path,
         title: str | None = None, # the page's heading; None: what a picture of this kind shows
+        note: str = "", # a sentence below it, such as what there is to find
     ) -> Path:
-        "Write a page of its own, which needs nothing else."
+        "Write a page of its own, which needs nothing else: to project, to print, to send round."
         title = title or re.split("[:;.]", inspect.getdoc(type(self)))[0]
-        page = PAGE.format(title=html.escape(title), picture=self.to_html().replace(ASLEEP, ALONE))
+        told = f"<p>{html.escape(note)}</p>\n" if note else ""
+        page = PAGE.format(title=html.escape(title), note=told, picture=self.to_html().replace(ASLEEP, ALONE))
         Path(path).write_text(page, encoding="utf-8")
         return Path(path)
 

@@ -71,7 +71,7 @@ KINDS.attention = (ui) => {
   const matrix = h("canvas", {class: "tgx-matrix", role: "img", "aria-label": "the head as a matrix, a row for each token that looks"});
   const cross = h("div", {class: "tgx-cross", "aria-hidden": "true"});
   const board = h("div", {class: "tgx-board"}, matrix, cross);
-  const legend = h("details", {class: "tgx-legend", open: innerHeight >= 600});
+  const legend = h("details", {class: "tgx-legend", open: innerHeight >= 600 && ui.width >= 480});
   const stage = h("div", {class: "tgx-stage"}, list, board);
   const side = h("div", {class: "tgx-side"}, grid, h("div", {class: "tgx-bar"}, title, what), pick, ui.said, legend);
   ui.root.append(h("div", {class: "tgx-cols"}, side, stage));
@@ -100,7 +100,7 @@ KINDS.attention = (ui) => {
     const n = layer * H + at, head = heads[n], w = head.weights, W = ui.width, narrow = W < 680, short = innerHeight < 600;
     const labels = narrow ? 92 : 108, arcs = narrow ? 30 : clamp(W * 0.07, 44, 90);
     const belt = narrow && (L > 6 || W < 38 * H + 60); // heads too many for a grid stand in one row
-    const thumb = belt ? 46 : Math.floor(narrow ? clamp((W - 60) / H - 10, 28, 40) : clamp(200 / H - 8, 16, short ? 28 : 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
+    const thumb = belt ? 46 : Math.floor(narrow ? clamp((W - 60) / H - 10, 28, 40) : clamp(200 / H - 8, 16, short ? 32 : 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
     if (W !== wide) [wide, room] = [W, Math.min(narrow ? 570 : 640, 0.92 * innerHeight - 34)];
     const full = (narrow ? 570 : 640) / T, row = clamp(room / T, clamp(full, 5, 9), narrow ? 20 : 26), size = row * T;
     const tall = !narrow && size > room + 1, cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs - (tall ? 18 : 0)) / T);

@@ -11,10 +11,10 @@ function h(tag, props = {}, ...kids) {
 
 // Give an element attributes, or take them (false, null).
 function put(el, props) {
-  for (const [name, value] of Object.entries(props)) {
+  for (let [name, value] of Object.entries(props)) {
     if (name.startsWith("on")) el.addEventListener(name.slice(2), value);
     else if (value === false || value == null) el.removeAttribute(name);
-    else el.setAttribute(name, value === true ? "" : value);
+    else if (el.getAttribute(name) !== (value = value === true ? "" : String(value))) el.setAttribute(name, value); // the same again would cost a redraw
   }
   return el;
 }

@@ -66,7 +66,7 @@ KINDS.sampling = (ui) => {
   ];
   const text = h("div", {class: "tgx-text", role: "group", "aria-label": "the text so far"});
   const bars = h("div", {class: "tgx-bars", role: "group", "aria-label": "likeliest next tokens: choose one to write it"});
-  const facts = ["Can come", "Kept", "Entropy", "The model’s own"].map((name) => h("div", {}, h("span", {}, name), h("b"))), board = h("div", {class: "tgx-facts"}, facts);
+  const facts = ["Can come", "Kept", "Entropy", "Model’s own"].map((name) => h("div", {}, h("span", {}, name), h("b"))), board = h("div", {class: "tgx-facts"}, facts);
 
   // What comes behind some new ids, as far as it is known here, and which of the tokens there are known in their turn.
   const stored = (ids) => ui.state.tree[ids.join(",")];
@@ -113,7 +113,7 @@ KINDS.sampling = (ui) => {
   // The parts end to end, and where u fell; before a draw, where it can fall.
   const showWheel = () => {
     if (cast?.moment !== moment()) cast = null;
-    const parts = cast?.parts ?? partsOf(now), first = parts.slice(0, SHOWN), few = (x) => x.toFixed(cast.to - cast.from < 0.01 ? 5 : 3), wide = (share) => `${(100 * share).toFixed(2)}%`;
+    const parts = cast?.parts ?? (now ? partsOf(now) : []), first = parts.slice(0, SHOWN), few = (x) => x.toFixed(cast.to - cast.from < 0.01 ? 5 : 3), wide = (share) => `${(100 * share).toFixed(2)}%`;
     slots.forEach((slot, i) => {
       const [id, share] = first[i] ?? [null, i === SHOWN ? 1 - first.reduce((sum, [, share]) => sum + share, 0) : 0];
       slot.style.width = wide(Math.max(share, 0));
@@ -124,7 +124,7 @@ KINDS.sampling = (ui) => {
     pin.style.left = cast && wide(cast.u);
     return (told.textContent = cast
       ? `${cast.among ? `Among the stored ${cast.among === 1 ? "word" : `${cast.among} words`}, u` : "u"} = ${few(cast.u)} fell on ${quoted(tokens[cast.id])} (${few(cast.from)} to ${few(cast.to)}).`
-      : "A draw: a number u between 0 and 1 falls on one of these parts.");
+      : "A draw: a number u from 0 to 1 falls on one part.");
   };
 
   return (state) => {
