@@ -15,8 +15,8 @@ School      More pages, where the loss counts the answers alone. A test of new q
             short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is this
             word the same as that one: in such a drill a model finds out in a minute or two what as many mixed pages do not
             teach it. A medley of all kinds follows, for the drill has made it forget the rest. Then the next test, and so on,
-            until all is learned or the time is over. What a drill has not taught is drilled again when the others have had
-            their turn, for longer, with longer tales.
+            until all is learned or the time is over. Every second drill is about the first of the kinds that are not learned,
+            for others build on it, so that it may be drilled again, for longer; the others have their turn in between.
 Repetition  A last, long medley.
 
 The shipped weights were made by such lessons by hand, before there was this script, which has not been run whole yet.
@@ -49,6 +49,7 @@ ROOM = 195  # words and marks of a page: what the context holds
 LEARNED = 0.88  # share of right answers above which a kind is not drilled
 FIRST = {"job": 2, "yes or no": 3, "who is there": 5, "yes or no now": 6, "first or last": 5, "more or fewer": 6,
          "first or last deed": 6}  # what resists, in the order of the drills, and how many events the tales have, at most
+WITH = {"job": ["start"]}  # who is what, and who is where, is found in the same way, and learned sooner together
 
 Page = tuple[str, list[tuple[str, str]]]  # a tale; questions with their answers
 Draw = Callable[[random.Random], Page]
@@ -126,7 +127,7 @@ def learn(
     verdicts: bool = False,  # does the end of an answer count alone, behind ", so"?
     enough: float = 0.0,  # a loss at which the lesson is over
     size: int = 12,
-) -> str:  # what came of it
+) -> list[float]:  # the loss of each step
     "One lesson: batches of pages of like lengths. A drill keeps its rate of learning; that of a medley falls."
     rng = random.Random(seed)
     optimizers = make_optimizer(model.train(), "muon", lr=3e-3, muon_lr=4e-3, betas=(0.9, 0.98), weight_decay=0.02)
@@ -143,14 +144,20 @@ def learn(
         loss.backward()
         clip_grad_norm(model.parameters(), 1.0)
         losses.append(loss.item())
+        if len(losses) % 200 == 0:
+            print(f"    step {len(losses)}, loss {sum(losses[-200:]) / 200:.3f}", flush=True)
         pace = 1 if enough else 1.4 * (1 - len(losses) / steps) + 0.01
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * min(1, len(losses) / 50, pace)
             optimizer.step()
             optimizer.zero_grad()
-    last = losses[-50:]
-    return f"{len(losses)} steps, loss {sum(losses[:50]) / len(losses[:50]):.3f} to {sum(last) / len(last):.3f}"
+    return losses
+
+
+def report(lesson: str, losses: list[float]) -> None:
+    ends = [sum(part) / len(part) for part in (losses[:50], losses[-50:])]
+    print(f"{lesson}: {len(losses)} steps, loss {ends[0]:.3f} to {ends[1]:.3f}", flush=True)
 
 
 def test(model: GPT, tokenizer: Tokenizer, seed: int, n: int) -> dict[str, float]:  # share of right answers, by kind
@@ -161,23 +168,26 @@ def test(model: GPT, tokenizer: Tokenizer, seed: int, n: int) -> dict[str, float
 
 def school(model: GPT, tokenizer: Tokenizer, minutes: float, rounds: int, few: int, keep: Callable[[], None]) -> dict[str, float]:
     "Tests, drills and medleys, until all kinds are learned, or so many minutes or rounds are over; returns the last test."
-    begin, drilled, order = time.process_time(), Counter(), [*FIRST, *(kind for kind in KINDS if kind not in FIRST)]
+    begin, drilled, mastered = time.process_time(), Counter(), Counter()
+    order = [*FIRST, *(kind for kind in KINDS if kind not in FIRST)]
     for i in range(rounds + 1):
         marks = test(model, tokenizer, 3000 + i, n=max(900 // few, 36))
         spent = (time.process_time() - begin) / 60
         print(f"{spent:.0f} min: " + ", ".join(f"{name} {share:.0%}" for name, share in marks.items()), flush=True)
-        wanting = sorted((kind for kind in order if marks[kind] < LEARNED), key=lambda kind: drilled[kind])
+        wanting = [kind for kind in order if marks[kind] < LEARNED]
         if not wanting or i == rounds or spent > minutes:
             print(f"school is over after {i} rounds; not learned: {', '.join(wanting) or 'nothing'}", flush=True)
-            return marks
-        kind, again = wanting[0], drilled[wanting[0]]
-        drilled[kind] += 1
+            break
+        kind = min(wanting, key=lambda kind: drilled[kind]) if i % 2 else wanting[0]  # others build on the first
         verdicts = any(", so " in wording for wording in KINDS[kind].say)
-        alone = lambda rng: page(rng, [kind], FIRST.get(kind, 6) + 2 * again, alike=1 if verdicts else 3)
-        came = learn(model, tokenizer, alone, (600 + 300 * again) // few, 4000 + i, verdicts, enough=0.03)
-        print(f"drill {i + 1}, {kind}: {came}", flush=True)
-        came = learn(model, tokenizer, medley({kind: 1.2 - marks[kind] for kind in KINDS}), 500 // few, 5000 + i)
-        print(f"medley {i + 1}: {came}", flush=True)
+        longest, steps = FIRST.get(kind, 6) + 2 * mastered[kind], (1_200 + 400 * drilled[kind]) // few
+        alone = lambda rng: page(rng, [kind, *WITH.get(kind, ())], longest, alike=1 if verdicts else 3)
+        losses = learn(model, tokenizer, alone, steps, 4000 + i, verdicts, enough=0.04)
+        report(f"drill {i + 1}, {kind}", losses)
+        drilled[kind] += 1
+        mastered[kind] += len(losses) < steps
+        everything = medley({kind: 1.2 - marks[kind] for kind in KINDS})
+        report(f"medley {i + 1}", learn(model, tokenizer, everything, 500 // few, 5000 + i))
         keep()
     return marks
 
@@ -186,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run directory to make")
     parser.add_argument("--quick", action="store_true", help="a few steps: does it run?")
-    parser.add_argument("--minutes", type=float, default=32, help="of processor time for school, at most (32)")
+    parser.add_argument("--minutes", type=float, default=40, help="of processor time for school, at most (40)")
     args = parser.parse_args()
     few = 250 if args.quick else 1  # so much less of everything
     n, steps = 24_000 // few, 3_000 // few
@@ -208,7 +218,7 @@ def main() -> None:
     known = read_facts(path / "state.json", "tinygpt.checkpoint")["facts"]
     keep = lambda: save_checkpoint(path, model, None, steps, **known)
     marks = school(model, tokenizer, args.minutes, 40 if few == 1 else 1, few, keep)
-    print("repetition:", learn(model, tokenizer, medley({kind: 1.2 - marks[kind] for kind in KINDS}), 3_000 // few, 6000))
+    report("repetition", learn(model, tokenizer, medley({kind: 1.2 - marks[kind] for kind in KINDS}), 3_000 // few, 6000))
     keep()
     print("at the end:", ", ".join(f"{name} {share:.0%}" for name, share in test(model, tokenizer, 7000, max(900 // few, 36)).items()))
     print(f"{args.out}: pack it with tinygpt.runs.pack_run")
