@@ -28,7 +28,6 @@ from tinygpt.sources import (
     join_articles, load_rows, look_up, open_source, read_documents, read_jsonl, read_lines, read_text, row_text,
     shipped_names, stdlib_files,
 )
-from .tokenizer import read_json, sealed, write_json  # later chapters ask for them here
 
 _all_ = ["ADD", "COUNTS", "FORMAT", "HUB", "MAX_DOC_CHARS", "MULTIPLY", "N_BANDS", "N_HASHES", "TEXT_SUFFIXES", "HubDataset",
          "NearIndex", "Source", "SplitWriter", "TokenDataset", "cut_document", "deduplicate", "documents", "find_files",

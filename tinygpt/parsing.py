@@ -149,7 +149,7 @@ def fields_help(
 
 
 def recipes_help(kind: str = "train") -> str:
-    "Every recipe of a kind with the first line of its file, found without chapter 07b: a help has no time to import it."
+    "Every recipe of a kind with the first line of its file, found without chapter 07a: a help has no time to import it."
     lines = ["recipes:"]
     for path in sorted(Path(str(resources.files("tinygpt") / "recipes")).glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
