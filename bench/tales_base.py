@@ -9,14 +9,14 @@ it questions and answers, each on a line of its own. Large models have read such
 of chapter 16, in the wordings that training may show, and none states a fact that the exam holds out (chapter 16a). No chat
 token occurs: what a chat is, and when to stop, is left to fine-tuning.
 
-Reading     `tinygpt train` on 24,000 pages. Every second page asks of one or two kinds only.
+Reading     `tinygpt train` on 60,000 pages. Every second page asks of one or two kinds only.
 School      More pages, where the loss counts the answers alone. A test of new questions, of the same sort as the pages and
             never those of the exam, shows which kinds are not learned. One of them is drilled: pages about nothing else, with
             short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is this
             word the same as that one: in such a drill a model finds out in a minute or two what as many mixed pages do not
             teach it. A medley of all kinds follows, for the drill has made it forget the rest. Then the next test, and so on,
             until all is learned or the time is over. Every second drill is about the first of the kinds that are not learned,
-            for others build on it, so that it may be drilled again, for longer; the others have their turn in between.
+            for others build on it, so that it may be drilled again, and longer; the others have their turn in between.
 Repetition  A last, long medley.
 
 The shipped weights were made by such lessons by hand, before there was this script, which has not been run whole yet.
@@ -128,10 +128,10 @@ def learn(
     enough: float = 0.0,  # a loss at which the lesson is over
     size: int = 12,
 ) -> list[float]:  # the loss of each step
-    "One lesson: batches of pages of like lengths. A drill keeps its rate of learning; that of a medley falls."
+    "One lesson: batches of pages of like lengths. The rate of learning falls; in a drill it begins anew every 200 steps."
     rng = random.Random(seed)
     optimizers = make_optimizer(model.train(), "muon", lr=3e-3, muon_lr=4e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    batches, losses = [], []
+    batches, losses, cycle = [], [], 200 if enough else steps
     while len(losses) < steps and not (len(losses) >= 50 and sum(losses[-50:]) < 50 * enough):
         if not batches:
             n = min(200, steps - len(losses)) * size
@@ -146,10 +146,11 @@ def learn(
         losses.append(loss.item())
         if len(losses) % 200 == 0:
             print(f"    step {len(losses)}, loss {sum(losses[-200:]) / 200:.3f}", flush=True)
-        pace = 1 if enough else 1.4 * (1 - len(losses) / steps) + 0.01
+        done = len(losses) % cycle
+        pace = min(1, (done + 1) / 50, 1.4 * (1 - done / cycle) + 0.01)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * min(1, len(losses) / 50, pace)
+                group["lr"] = group["initial_lr"] * pace
             optimizer.step()
             optimizer.zero_grad()
     return losses
@@ -180,14 +181,14 @@ def school(model: GPT, tokenizer: Tokenizer, minutes: float, rounds: int, few: i
             break
         kind = min(wanting, key=lambda kind: drilled[kind]) if i % 2 else wanting[0]  # others build on the first
         verdicts = any(", so " in wording for wording in KINDS[kind].say)
-        longest, steps = FIRST.get(kind, 6) + 2 * mastered[kind], (1_200 + 400 * drilled[kind]) // few
+        longest, steps = FIRST.get(kind, 6) + 2 * mastered[kind], (1_000 + 400 * drilled[kind]) // few
         alone = lambda rng: page(rng, [kind, *WITH.get(kind, ())], longest, alike=1 if verdicts else 3)
         losses = learn(model, tokenizer, alone, steps, 4000 + i, verdicts, enough=0.04)
         report(f"drill {i + 1}, {kind}", losses)
         drilled[kind] += 1
         mastered[kind] += len(losses) < steps
         everything = medley({kind: 1.2 - marks[kind] for kind in KINDS})
-        report(f"medley {i + 1}", learn(model, tokenizer, everything, 500 // few, 5000 + i))
+        report(f"medley {i + 1}", learn(model, tokenizer, everything, 600 // few, 5000 + i))
         keep()
     return marks
 
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40, help="of processor time for school, at most (40)")
     args = parser.parse_args()
     few = 250 if args.quick else 1  # so much less of everything
-    n, steps = 24_000 // few, 3_000 // few
+    n, steps = 60_000 // few, 7_500 // few
     torch.manual_seed(0)
     torch.set_num_threads(1)
     args.out.parent.mkdir(parents=True, exist_ok=True)
