@@ -96,12 +96,16 @@ class Choice:
     bits: float
 
 class Teller:
-    "Writes down a tale and its choices. How a choice is made is left to the three kinds of teller."
+    "Writes down a tale and its choices. How a choice is made, `pick`, is left to the three kinds of teller."
     def __init__(self): self.text, self.choices = "", []
 
     def say(self, words: str) -> None:
         "Writes words that follow from the choices before."
         self.text += words
+
+    def pick(self, kind: str, options: dict[str, int]) -> str: # one of the options
+        "Makes a choice: every kind of teller has its own way."
+        raise NotImplementedError(f"{type(self).__name__}: pick is missing; take an Inventor, a Follower or a Reader")
 
     def choose(self,
         kind: str, # what is being chosen: a place, a deed, ...
