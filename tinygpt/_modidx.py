@@ -1124,6 +1124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'tinygpt.surprise.Teller.__init__': ('nbs/surprise.html#teller.__init__', 'tinygpt/surprise.py'),
                                   'tinygpt.surprise.Teller.choose': ('nbs/surprise.html#teller.choose', 'tinygpt/surprise.py'),
                                   'tinygpt.surprise.Teller.fact': ('nbs/surprise.html#teller.fact', 'tinygpt/surprise.py'),
+                                  'tinygpt.surprise.Teller.pick': ('nbs/surprise.html#teller.pick', 'tinygpt/surprise.py'),
                                   'tinygpt.surprise.Teller.say': ('nbs/surprise.html#teller.say', 'tinygpt/surprise.py'),
                                   'tinygpt.surprise.cross_entropy_bits': ('nbs/surprise.html#cross_entropy_bits', 'tinygpt/surprise.py'),
                                   'tinygpt.surprise.entropy': ('nbs/surprise.html#entropy', 'tinygpt/surprise.py'),
