@@ -44,7 +44,7 @@ def stream_pieces(
 ) -> Iterator[tuple[str, bool]]:  # (piece, is it special?)
     "The pieces of a text that comes in parts, as if it had come whole, in bounded memory."
     by_length = sorted(special, key=len, reverse=True)
-    special_regex = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)")
+    special_regex = regex.compile("|".join(map(regex.escape, by_length)) or r"(?!)")  # (?!) matches nowhere
     longest = len(by_length[0]) if by_length else 0
 
     def settled(buffer: str, is_last: bool) -> Iterator[tuple[str, bool]]:

@@ -35,7 +35,7 @@ from tinygpt.files import (
 )
 from .worlds import shipped
 
-_all_ = [  # the whole way from text to ids is found here
+_all_ = [  # nbdev lists these names too: `from tinygpt.tokenizer import ...` finds the whole way to ids
     "BLOCKS_PATTERN", "EOT", "FROM_PRINTABLE", "GPT2_PATTERN", "GPT4_PATTERN", "MIRROR", "TO_PRINTABLE",
     "apply_merges", "from_printable", "learn_merges", "merge_pair", "parse_merges", "printable",
     "printable_bytes", "rank_merges", "sorts_backwards", "split_pieces", "CHUNK", "LOOKAHEAD",
