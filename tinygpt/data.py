@@ -29,11 +29,12 @@ from tinygpt.sources import (
     shipped_names, stdlib_files,
 )
 
+# nbdev lists these names too: `from tinygpt.data import ...` finds those of 02 and 02b.
 _all_ = ["ADD", "COUNTS", "FORMAT", "HUB", "MAX_DOC_CHARS", "MULTIPLY", "N_BANDS", "N_HASHES", "TEXT_SUFFIXES", "HubDataset",
          "NearIndex", "Source", "SplitWriter", "TokenDataset", "cut_document", "deduplicate", "documents", "find_files",
          "group_slices", "hub_is_known", "identify", "join_articles", "label_documents", "load_rows", "locked", "look_up",
          "minhash", "noted", "open_source", "prepare", "publish", "read_documents", "read_jsonl", "read_lines", "read_text",
-         "row_text", "shipped_names", "split_below", "split_key", "stdlib_files", "write_splits"] # the names of 02 and 02b
+         "row_text", "shipped_names", "split_below", "split_key", "stdlib_files", "write_splits"]
 
 # %% ../nbs/02c_data.ipynb #2c1fc1d9
 def get_batch(
