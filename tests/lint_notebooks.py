@@ -263,9 +263,12 @@ def import_cells(nb: Notebook, book: Book) -> Found:
 
 
 def pictures(nb: Notebook, book: Book) -> Found:
-    "A picture carries its conclusion as a caption, and words for readers who do not see it."
+    "A picture carries its conclusion as a caption, and words for readers who do not see it; a caption needs its picture."
     for c in nb.code():
-        if c.on_site and any(k.startswith("image/") for o in c.outputs for k in o.get("data", {})):
+        shown = any(k.startswith("image/") for o in c.outputs for k in o.get("data", {}))
+        if "fig-cap" in c.directives and not shown:
+            yield c, "has a caption, and its stored outputs hold no picture; let it end in plt.show() and run the chapter again"
+        if c.on_site and shown:
             for name, what in (("fig-cap", "the conclusion"), ("fig-alt", "what is seen")):
                 if not c.directives.get(name):
                     yield c, f"shows a picture without '#| {name}: \"...\"' ({what})"

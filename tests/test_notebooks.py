@@ -109,6 +109,7 @@ PLANTED = [
     ("import-cell", "and needs tok, which", code("import tempfile\nprint(tempfile.gettempdir(), tok)")),
     ("picture", "#| fig-cap", code('#| fig-alt: "A curve."\nplot()', picture())),
     ("picture", "#| fig-alt", code('#| fig-cap: "It grows."\nplot()', picture())),
+    ("picture", "hold no picture", code('#| fig-cap: "It grows."\n#| fig-alt: "A curve."\nplot()', {"output_type": "display_data", "data": {"text/plain": "<Figure>"}, "metadata": {}})),
     ("fold", "open in JupyterLab", code("#| code-fold: true\n1")),
     ("fold", "open on the site", code("1", jupyter={"source_hidden": True})),
     ("fold", "a solution whose outputs", code("#| code-summary: Solution, at last\n#| code-fold: true\n1", jupyter={"source_hidden": True})),

@@ -143,7 +143,8 @@ def fields_help(
             name, default = f"{section}.{f.name}", getattr(value, f.name)
             choices = type_in_words(types[name][0])
             says = ": ".join(filter(None, (comments.get(f.name), choices if choices.startswith("one of") else "")))
-            shown = default if isinstance(default, str | tuple) else json.dumps(default)  # as YAML writes it: null, true
+            says = re.sub(r"\bNone\b", "null", says)  # both are what YAML writes: null, true
+            shown = default if isinstance(default, str | tuple) else json.dumps(default)
             lines.append(f"  {'--' + name:28} {says} [{defaults.get(name, shown)}]")
     return "\n".join(lines)
 

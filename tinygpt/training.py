@@ -10,6 +10,7 @@ __all__ = ['Progress', 'ProgressBar', 'read_metrics', 'corpus_rungs', 'plot_run'
            'save_checkpoint']
 
 # %% ../nbs/08c_training.ipynb #86a5e6bf
+import io
 import json
 import math
 import os
@@ -265,8 +266,13 @@ def plot_run(
     steps, checks = [row for row in rows if "loss" in row], [row for row in rows if "val_bits_per_byte" in row]
     column = lambda rows, name: [math.nan if row[name] is None else row[name] for row in rows]
     rungs, x = rungs or corpus_rungs(getattr(config, "data", None)), column(steps, "step")
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:  # so that every notebook shows it, even one that has drawn nothing yet
+            self.savefig(file := io.BytesIO(), format="png")
+            return file.getvalue()
+
     with matplotlib.style.context("tinygpt.static.book"):
-        figure = Figure(figsize=(7, 6), layout="none")
+        figure = Picture(figsize=(7, 6), layout="none")
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
         figure.subplots_adjust(left=0.12, right=0.9, top=0.94, bottom=0.08, hspace=0.12)
         top.plot(x, column(steps, "bits_per_byte"), lw=0.8, alpha=0.7, label="training")
