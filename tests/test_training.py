@@ -318,7 +318,9 @@ def test_a_summary_is_drawn(settings, monkeypatch):
     path = train(make_config(settings))
     assert (path / "summary.png").read_bytes().startswith(b"\x89PNG")
     rungs = Rungs(uniform=8.0, unigram=4.0, bigram=2.0, trigram=1.5, floor=1.0, bytes_per_tale=300.0)
-    top, _, bottom = training.plot_run(path, rungs).axes
+    picture = training.plot_run(path, rungs)
+    assert picture._repr_png_().startswith(b"\x89PNG")  # shown by notebooks that have drawn nothing with pyplot yet
+    top, _, bottom = picture.axes
     assert {text.get_text() for text in top.texts} == {"unigram", "bigram", "trigram", "floor"}
     assert [len(line.get_xdata()) for line in top.lines[:2]] == [30, 3] and len(bottom.lines[0].get_xdata()) == 30
     monkeypatch.setattr(training, "find_spec", lambda name: None)
