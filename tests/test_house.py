@@ -56,6 +56,16 @@ def test_versions_agree():
     assert newest and newest[1] == version
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tinygpt").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_modules_use_what_they_import(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {(name.asname or name.name).partition(".")[0] for node in imports for name in node.names}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    listed = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not imported - used - listed - {"annotations"}
+
+
 def test_importing_tinygpt_is_light():
     heavy = sorted(lint.HEAVY)
     assert python(f"import tinygpt, sys; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"

@@ -222,6 +222,16 @@ def test_a_copy_of_a_merged_model_is_a_model_of_its_own():
     assert torch.equal(model(ids), y) and adapted(twin) and not adapted(model) and decodable(model)
 
 
+def test_few_bits_of_a_merged_model_keep_no_floats(tmp_path):
+    model = merge(shake(add_lora(random_model(8), LoraConfig())))
+    small = quantize(model)
+    assert small.merged is None and not getattr(small, "under", None) and model.merged["before"]
+    unmerge(model).adapter = {"base": "somewhere"}
+    with pytest.raises(ValueError, match="merge the float model, quantize it then"):
+        save_checkpoint(tmp_path / "both", quantize(model), None, 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_merged_models_quantize_and_quantized_models_take_adapters():
     model, ids = random_model(8), some_ids(random_model(8), 2, 20)
     plain = quantize(merge(shake(add_lora(copy.deepcopy(model), LoraConfig()))))

@@ -51,6 +51,17 @@ def test_a_checkpoint_comes_back(tmp_path, name):
                 assert torch.equal(value, memory.state[q][key]), key
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+def test_the_files_of_a_checkpoint_are_for_whoever_new_files_are_for(checkpoint, tmp_path):
+    path, config, model, optimizers = checkpoint
+    before = os.umask(0o027)
+    try:
+        saved = save_checkpoint(tmp_path / "rights", model, optimizers, 1)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in saved.iterdir()} == {0o640}
+
+
 def test_one_optimizer_or_a_list_of_them(checkpoint, tmp_path):
     path, config, model, (optimizer,) = checkpoint
     save_checkpoint(tmp_path / "one", model, optimizer, 1)

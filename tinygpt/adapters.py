@@ -20,7 +20,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 # %% ../nbs/17b_adapters.ipynb #a01a838d
@@ -32,7 +31,7 @@ from tinygpt.lora import (
 from .model import GPT, uncompiled
 from .quantization import Quantized
 from .rope import to_half, to_interleaved
-from .runs import find_base, load, whole_directory
+from .runs import find_base, load, whole_directory, write_tensors
 from .sft import METHODS, SFT, TuneConfig
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -136,9 +135,8 @@ def save_adapter(
     with whole_directory(out_dir) as part:
         text = json.dumps(adapter_config(model, name, base), indent=2)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-        (part / "adapter_model.safetensors").touch() # with the rights that a new file has here
-        save_file(adapter_tensors(model, name), part / "adapter_model.safetensors",
-                  {"format": "pt", "base_fingerprint": fingerprint(model, sorted(tokens))})
+        write_tensors(part / "adapter_model.safetensors", adapter_tensors(model, name),
+                      {"format": "pt", "base_fingerprint": fingerprint(model, sorted(tokens))})
         if tokenizer is not None: tokenizer.save(part / "tokenizer.json")
     return out_dir
 

@@ -14,7 +14,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from .options import command_line
 from .quantization import quantize
 from .replies import open_chat_data
 from .runs import load, shipped_models
-from .sampling import Sampling
 from .telling import sampling_options, typed_line
 from .tokenizer import Tokenizer
 

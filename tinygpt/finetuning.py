@@ -7,7 +7,6 @@ __all__ = ['reply_to', 'take_exam', 'grade', 'marks_table', 'says_the_same', 'co
            'wire_tuning', 'report_tuned', 'enough_epochs', 'tuning_config', 'do_finetune']
 
 # %% ../nbs/23h_finetuning.ipynb #50b0f0bc
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -212,7 +211,7 @@ def tuning_config(
         known = ", ".join(recipes("finetune"))
         raise ValueError(f"finetune: what is it to learn? give --data FILE, or a --recipe{f' ({known})' if known else ''}")
     defaults = {"chat.epochs": enough_epochs(config)}
-    if guessed := guess_template(load_tokenizer(base.resolve().parents[1] / "tokenizer.json")):
+    if guessed := guess_template(load_tokenizer(base)):
         defaults["chat.template"] = guessed.name  # the one that the base has tokens for
     return make_config(defaults | overrides, kind=TuneConfig)
 

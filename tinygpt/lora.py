@@ -7,7 +7,6 @@ __all__ = ['NARROW', 'PEFT_NAMES', 'TokenRows', 'LowRank', 'LoraLinear', 'LoraEm
            'adapter_names', 'lora_parameters', 'set_adapter', 'add_updates', 'add_lora', 'merge', 'unmerge']
 
 # %% ../nbs/17_lora.ipynb #7e12ee5b
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -270,9 +269,9 @@ def unmerge(
     """Undo `merge`: adapters stand beside the base again, whose weights are what they were, bit for bit.
 
     Raises ValueError if the model is not merged."""
+    check(vars(model).get("merged", 0) is not None, "unmerge", "the model", "was quantized after it was merged",
+          "unmerge the float model")
     check(getattr(model, "merged", None), "unmerge", "the model", "is not merged", "call merge(model) first")
-    few = any(isinstance(model.get_submodule(path), Quantized) for path in model.merged["before"])
-    check(not few, "unmerge", "the model", "was quantized after it was merged", "unmerge the float model")
     merged = model.__dict__.pop("merged")
     model.requires_grad_(False)
     for path, w in merged["before"].items(): model.get_submodule(path).weight.copy_(w)

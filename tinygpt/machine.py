@@ -22,7 +22,6 @@ from torch import Tensor
 # %% ../nbs/07c_machine.ipynb #25f66e70
 from .data import Batch
 from .model import GPT, GPTConfig, count_params, human, profile
-from .optim import clip_grad_norm
 from .runs import TrainConfig
 
 # %% ../nbs/07c_machine.ipynb #b0c04270

@@ -241,6 +241,8 @@ def hollow(
         matrix = Int8Matrix(N, K) if bits == 8 else Int4Matrix(N, K, g, block)
         new = QuantEmbedding(matrix, w.dtype) if isinstance(layer, Embedding) else QuantLinear(matrix, layer.bias)
         replacements[id(layer)] = new.to(w.device)
+    for way_back in ("merged", "under"): # of chapter 17: the floats from before, which a copy in few bits has no use for
+        if hasattr(model, way_back): replacements[id(getattr(model, way_back))] = None
     made = copy.deepcopy(model, replacements).requires_grad_(False).eval() # what it takes for copied, it does not copy
     made.quantization = {"bits": bits} | ({"group_size": group_size, "block": block} if bits == 4 else {})
     return made
