@@ -563,6 +563,14 @@ def test_peft_files_of_a_run_open_alike(run, tmp_path):
         tinygpt.load(tmp_path / "files")
 
 
+def test_an_adapter_taken_from_a_run_knows_its_base(run, tmp_path):
+    model, tokenizer = tinygpt.load(run)
+    ids = some_ids(model, 2, 20)
+    learned = model(ids)
+    folder = save_adapter(unmerge(model), tmp_path / "alone", tokenizer=tokenizer)
+    assert torch.equal(tinygpt.load(folder)[0](ids), learned)
+
+
 @pytest.mark.parametrize("method", ["lora", "sft"])
 def test_runs_that_are_moved_together_find_their_base(tmp_path, method):
     model, tokenizer = tinygpt.load("tales")

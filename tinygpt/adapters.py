@@ -117,7 +117,7 @@ def save_adapter(
     model: GPT,
     out_dir: str | Path, # must not exist yet
     name: str | None = None, # of the adapter; None: the one at work
-    base: str | None = None, # what the base model is called: a shipped name, a path, a name on the Hub
+    base: str | None = None, # what the base model is called: a shipped name, a path, a name on the Hub; None: as its run knows it
     tokenizer: Tokenizer | None = None, # laid beside it, if it knows tokens that the base's does not
 ) -> Path:
     """Write an adapter as PEFT does: adapter_config.json and adapter_model.safetensors, with the base's fingerprint.
@@ -131,7 +131,7 @@ def save_adapter(
           f"choose from {', '.join(adapter_names(model)) or 'none: call add_lora first'}")
     tokens = {i for m in adapted(model).values() if name in m.adapters and isinstance(m.adapters[name], TokenRows)
               for i in m.adapters[name].ids.tolist()}
-    out_dir = Path(out_dir)
+    out_dir, base = Path(out_dir), base or (getattr(model, "adapter", None) or {}).get("base")
     with whole_directory(out_dir) as part:
         text = json.dumps(adapter_config(model, name, base), indent=2)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

@@ -336,7 +336,7 @@ def load(
     name: str | Path,  # a run directory (its best checkpoint), a checkpoint, a shipped model's name, or PEFT's files
     device: str | torch.device = "cpu",
 ) -> tuple[GPT, Tokenizer]:
-    """A trained model, ready to use, and its tokenizer.
+    """A trained model, ready to use, and its tokenizer; of a run with adapters, these are merged (`unmerge` of chapter 17).
 
     A run has a tokenizer.json; beside a checkpoint that `save_checkpoint` wrote elsewhere, `tokenizer.save` puts one.
     Raises FileNotFoundError or ValueError, each in one line.
