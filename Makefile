@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 CHAPTERS ?=
+OUTPUTS ?=
 export PYTHON VENV JOBS
 
 .DEFAULT_GOAL := help
@@ -40,8 +41,9 @@ export: $(INSTALLED)  ## write tinygpt/ and the site's lists from the notebooks,
 chapters: $(INSTALLED)  ## run notebooks and store their outputs: all, or make chapters CHAPTERS="00 05"
 	@$(BIN)/python tests/run_notebooks.py $(CHAPTERS)
 
-handout: $(INSTALLED)  ## chapters for a class, without the solutions: make handout CHAPTERS="05 12"
-	@$(BIN)/python site/handout.py $(CHAPTERS)
+handout: $(if $(CHAPTERS),$(INSTALLED))  ## chapters for a class, without the solutions: make handout CHAPTERS="05 12" [OUTPUTS=no]
+	@[ -n "$(CHAPTERS)" ] || { echo 'make handout: say which chapters: make handout CHAPTERS="05 12"' >&2; exit 2; }
+	@$(BIN)/python site/handout.py $(CHAPTERS) $(if $(filter no,$(OUTPUTS)),--no-outputs)
 
 # Quarto caches a chapter by its time alone and would miss a change in tinygpt/, so its cache goes first.
 site: $(INSTALLED)  ## render the book as a website into _site (needs Quarto)

@@ -251,13 +251,36 @@ def test_make():
         assert re.search(rf"(?m)^  make {target}  +\S", listed), f"make help does not list {target}"
 
 
+def handout(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "site/handout.py", *map(str, arguments)], capture_output=True, text=True)
+
+
 def test_a_handout_has_no_solutions(tmp_path: Path):
-    done = subprocess.run([sys.executable, ROOT / "site/handout.py", "05", "--out", tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = handout("05", "--out", tmp_path)
+    assert done.returncode == 0 and f"jupyter trust {tmp_path}" in done.stdout, done.stderr
     before, after = (json.loads(path.read_text()) for path in (ROOT / "nbs/05_attention.ipynb", tmp_path / "05_attention.ipynb"))
     texts = ["".join(cell["source"]) for cell in after["cells"]]
     solved = sum('code-summary: "Solution"' in "".join(cell["source"]) for cell in before["cells"])
     assert len(before["cells"]) == len(after["cells"]) and texts.count("# your solution\n") == solved >= 3
     assert not any("Solution" in text for text in texts)
-    done = subprocess.run([sys.executable, ROOT / "site/handout.py", "99"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "there is no chapter 99" in done.stderr
+    for wrong, said in {"99": "there is no chapter 99", "5": "did you mean 05?", "05#loop": "there is no section 'loop'"}.items():
+        done = handout(wrong, "--out", tmp_path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_a_handout_of_a_part_runs_and_keeps_what_was_written_in_it(tmp_path: Path):
+    target = tmp_path / "05_attention.ipynb"
+    done = handout("05#two-matrix-products-and-a-mask", "--no-outputs", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(target.read_text())["cells"]
+    text, code = ("\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == kind) for kind in ("markdown", "code"))
+    assert "## Two matrix products" in text and "## What breaks" not in text
+    assert "](#a-window" not in text and "A window at linear cost" in text, "links to what is cut off are plain words"
+    assert not any(cell.get("outputs") for cell in cells) and "#|" not in code
+    done = subprocess.run([sys.executable, "-"], input=code, cwd=ROOT, env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert handout("05#two-matrix-products-and-a-mask", "--no-outputs", "--out", tmp_path).returncode == 0, "nothing was changed in it"
+    target.write_text(target.read_text() + "\n")
+    done = handout("05", "--out", tmp_path)
+    assert done.returncode == 2 and "--force" in done.stderr and target.read_text().endswith("\n\n")
+    assert handout("05", "--out", tmp_path, "--force").returncode == 0 and not target.read_text().endswith("\n\n")
