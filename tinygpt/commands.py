@@ -27,8 +27,9 @@ class Chosen(NamedTuple):
 
     @property
     def run(self) -> Path:
-        "The run directory that the checkpoint lies in."
-        return self.checkpoint.resolve().parents[1]
+        "The run directory that the checkpoint lies in; the checkpoint itself if it lies in none."
+        place = self.checkpoint.resolve().parents[1]
+        return place if (place / "config.yaml").is_file() else self.checkpoint
 
     def say(self) -> None:
         "A remark on stderr, if it was guessed."

@@ -25,7 +25,7 @@ from .evaluation import Evaluation, evaluate_text
 from .exams import Case, as_table, list_checkpoints, rank_checkpoints, read_cases, run_cases, summarize_cases
 from .generation import generate_text
 from .machine import backward, fastest_threads, memory_free, memory_needed, pick_device
-from .model import GPT, PRESETS, human, profile
+from .model import GPT, PRESETS, GPTConfig, human, profile
 from .options import command_line
 from tinygpt.runs import (
     TrainConfig, config_to_dict, load, make_config, read_config, read_facts, read_run_config, recipes, shipped_models,
@@ -129,6 +129,9 @@ def measure_model(
 ) -> tuple[dict, str]:  # figures by name, and the same in words
     "All that `tinygpt evaluate` says. Raises what its parts raise, each in one line."
     model, tokenizer = load(chosen.checkpoint, device_named(device))
+    if source is None and chosen.run == chosen.checkpoint:
+        raise ValueError(f"evaluate: {chosen.name} lies in no run, so nobody knows what it was validated on; "
+                         f"name a text: tinygpt evaluate {chosen.name} TEXT")
     config = read_run_config(chosen.run) if source is None else None
     if config and not isinstance(config, TrainConfig):
         raise ValueError(f"{chosen.name} has learned to answer; ask it: tinygpt evaluate {chosen.name} --questions, "
@@ -219,7 +222,10 @@ def configuration_of(
     if (Path(what) / "config.yaml").is_file():  # also one that has no checkpoint yet
         config = config_to_dict(read_run_config(Path(what)))
     else:
-        config = read_facts(choose_model(what).checkpoint / "state.json", "tinygpt.checkpoint")["facts"]["config"]
+        state = read_facts(choose_model(what).checkpoint / "state.json", "tinygpt.checkpoint")
+        config = state["facts"].get("config")  # what the loop keeps beside the weights
+        if not isinstance(config, dict) or not {"model", "base"} & set(config):  # somebody else's loop
+            return f"checkpoint {what}", make_config(config_to_dict(TrainConfig(model=GPTConfig(**state["model"]))) | overrides)
     if "base" in config:  # a run of fine-tuning has the shape of the model that it began with
         return what, configuration_of(config["base"], overrides=overrides)[1]
     return what, make_config(config | overrides)
@@ -322,12 +328,13 @@ def do_profile(argv: Sequence[str]) -> int:
     steps, per_token = config.optim.steps, 3 * profile(config.model).flops_forward
     n_tokens = steps * config.data.batch_size * config.model.context_length
     print(f"{name}: {bill(config)}")
-    if not name.startswith("preset"):
+    is_run = not name.startswith(("preset ", "checkpoint "))  # these know of no training
+    if is_run:
         print(f"the run:  {steps:,} steps, {human(n_tokens).strip()} tokens, {human(per_token * n_tokens)} operations")
     if args.measure:
         rate, how = measure_speed(config, pick_device(config.run.device))
         print(f"measured: {human(rate).strip()} tokens, {human(rate * per_token)} operations per second ({how})")
-        if not name.startswith("preset"):
+        if is_run:
             seconds = n_tokens / rate
             units = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
             print(next(f"          at that speed the run takes {seconds / n:.0f} {unit}" for unit, n in units if seconds >= 2 * n or n == 1))
