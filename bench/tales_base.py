@@ -1,6 +1,6 @@
 """How the shipped model `tales-base` was made: a teller of tales that has also done exercises.
 
-    python bench/tales_base.py --out runs/tales-base     # well over an hour on one core
+    python bench/tales_base.py --out runs/tales-base     # some two hours on one core
     python bench/tales_base.py --out runs/x --quick      # does it run?
 
 The model `tales` has read nothing but tales, in which nobody ever needs to know that it was Anna who is the baker. So it does
@@ -11,15 +11,21 @@ token occurs: what a chat is, and when to stop, is left to fine-tuning.
 
 Reading     `tinygpt train` on 60,000 pages. Every second page asks of one or two kinds only.
 School      More pages, where the loss counts the answers alone. A test of new questions, of the same sort as the pages and
-            never those of the exam, shows which kinds are not learned. One of them is drilled: pages about nothing else, with
-            short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is this
+            never those of the exam, shows which kinds are not learned. One of them is drilled: pages about it (and its
+            like), with short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is this
             word the same as that one: in such a drill a model finds out in a minute or two what as many mixed pages do not
             teach it. A medley of all kinds follows, for the drill has made it forget the rest. Then the next test, and so on,
             until all is learned or the time is over. Every second drill is about the first of the kinds that are not learned,
             for others build on it, so that it may be drilled again, and longer; the others have their turn in between.
 Repetition  A last, long medley.
 
-The shipped weights were made by such lessons by hand, before there was this script, which has not been run whole yet.
+The shipped weights were made by such lessons by hand, before there was this script, which has not been run whole yet. Its two
+latter parts have, in some 40 minutes, with a shorter repetition and from a checkpoint of an earlier reading (6,000 of 7,500
+steps): drills of jobs, of yes or no (twice), of who is there and of yes or no now. On a page its base then answered 95 % and 71 % of
+the held-out questions (one fact, two facts), the shipped one 93 % and 83 %. What was missing is who is there (47 %) and which
+came first (42 %). There was no more time; and "yes or no now", drilled alone, had undone "yes or no", so that they are drilled
+together now, which is untried. Jobs need the long reading, or the falling rate: after 3,000 steps of reading, 2,000 of drill at a steady rate
+of learning did not teach them.
 """
 
 from __future__ import annotations
@@ -49,7 +55,8 @@ ROOM = 195  # words and marks of a page: what the context holds
 LEARNED = 0.88  # share of right answers above which a kind is not drilled
 FIRST = {"job": 2, "yes or no": 3, "who is there": 5, "yes or no now": 6, "first or last": 5, "more or fewer": 6,
          "first or last deed": 6}  # what resists, in the order of the drills, and how many events the tales have, at most
-WITH = {"job": ["start"]}  # who is what, and who is where, is found in the same way, and learned sooner together
+WITH = {"job": ["start"], "who is there": ["yes or no", "yes or no now"], "yes or no now": ["yes or no"]}  # drilled together:
+# who is what and who is where are found in the same way, and one sort of verdict makes a model forget another
 
 Page = tuple[str, list[tuple[str, str]]]  # a tale; questions with their answers
 Draw = Callable[[random.Random], Page]
@@ -197,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run directory to make")
     parser.add_argument("--quick", action="store_true", help="a few steps: does it run?")
-    parser.add_argument("--minutes", type=float, default=40, help="of processor time for school, at most (40)")
+    parser.add_argument("--minutes", type=float, default=60, help="of processor time for school, at most (60)")
     args = parser.parse_args()
     few = 250 if args.quick else 1  # so much less of everything
     n, steps = 60_000 // few, 7_500 // few
@@ -221,7 +228,8 @@ def main() -> None:
     marks = school(model, tokenizer, args.minutes, 40 if few == 1 else 1, few, keep)
     report("repetition", learn(model, tokenizer, medley({kind: 1.2 - marks[kind] for kind in KINDS}), 3_000 // few, 6000))
     keep()
-    print("at the end:", ", ".join(f"{name} {share:.0%}" for name, share in test(model, tokenizer, 7000, max(900 // few, 36)).items()))
+    marks = test(model, tokenizer, 7000, max(900 // few, 36))
+    print("at the end: " + ", ".join(f"{name} {share:.0%}" for name, share in marks.items()))
     print(f"{args.out}: pack it with tinygpt.runs.pack_run")
 
 
