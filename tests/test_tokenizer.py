@@ -694,6 +694,27 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_saving_loses_nothing_else(tmp_path):
+    notes, link, there = tmp_path / "notes.txt", tmp_path / "link", tmp_path / "there.json"
+    notes.write_text("my notes")
+    with pytest.raises(ValueError, match="notes.txt: holds something else than a tokenizer, which would be lost"):
+        ByteTokenizer().save(notes)
+    assert notes.read_text() == "my notes"
+    ByteTokenizer().save(there)
+    link.symlink_to(there)
+    CharTokenizer("ab").save(link)
+    assert link.is_symlink() and not there.is_symlink() and load_tokenizer(there).kind == "char"
+    with pytest.raises(OSError, match="notes.txt.t.json: cannot be written: [a-z ]+$"):
+        ByteTokenizer().save(notes / "t.json")
+    if hasattr(files.os, "mkfifo"):
+        files.os.mkfifo(tmp_path / "pipe")
+        for place in (tmp_path / "pipe", files.os.devnull):
+            with pytest.raises(OSError, match="is no regular file"):
+                ByteTokenizer().save(place)
+        assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 3 + hasattr(files.os, "mkfifo")
+
+
 def test_a_person_can_read_the_file(trained, tmp_path):
     lines = trained["gpt2 pattern"].save(tmp_path).read_text(encoding="utf-8").splitlines()
     assert lines[1] == ' "format": "tinygpt tokenizer",' and ' "merges": [' in lines

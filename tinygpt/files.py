@@ -167,8 +167,13 @@ def learn_vocab(
 
 # %% ../nbs/01b_files.ipynb #27e1cd00
 def write_atomically(path: str | Path, content: str) -> Path:
-    "Write a text file so that it appears whole or not at all, even if the machine stops half-way."
-    path = Path(path)
+    """Write a text file so that it appears whole or not at all, even if the machine stops half-way.
+
+    A link is followed. Raises OSError for a device, a pipe or a folder, which a rename would replace.
+    """
+    named, path = Path(path), Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(f"{named}: is no regular file, and would be lost; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -179,7 +184,7 @@ def write_atomically(path: str | Path, content: str) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+    return named
 
 def write_json(path: str | Path, content: dict) -> Path:
     "Write JSON that people can read, whole or not at all."

@@ -156,9 +156,17 @@ class Tokenizer:
         return {**FORMAT, "kind": self.kind, "special_tokens": self.special_tokens}
 
     def save(self, path: str | Path) -> Path:
-        "Write the readable JSON that `load_tokenizer` reads; for a folder that exists, its `tokenizer.json`."
+        """Write the readable JSON that `load_tokenizer` reads; for a folder that exists, its `tokenizer.json`.
+
+        Raises ValueError where something else than a tokenizer lies, OSError where nothing can be written.
+        """
         path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-        return write_json(path, {**self.to_dict(), "fingerprint": self.fingerprint})
+        try:
+            if path.is_file() and path.stat().st_size and FORMAT["format"].encode() not in path.read_bytes()[:4096]:
+                raise ValueError(f"{path}: holds something else than a tokenizer, which would be lost; name a new file")
+            return write_json(path, {**self.to_dict(), "fingerprint": self.fingerprint})
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error.strerror.lower()}" if error.strerror else str(error)) from None
 
     def to_hf(self, split_special_tokens: bool = False):
         "A transformers tokenizer with equal ids: see the function `to_hf`."
