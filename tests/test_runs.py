@@ -232,6 +232,27 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["b"] and (tmp_path / "empty" / "a").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can be asked whether a process lives")
+def test_what_a_killed_process_left_is_removed_and_the_work_of_a_living_one_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = [f".run.{os.getppid()}.part", f".other.{dead.pid}.part", f".run.b.{dead.pid}.part", ".run.mine.part"]
+    for name in [f".run.{dead.pid}.part", *living]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens").write_text("half")
+    with whole_directory(tmp_path / "run") as part:
+        (part / "a").write_text("whole")
+    assert {each.name for each in tmp_path.iterdir()} == {"run", *living}
+
+
+def test_an_error_in_words_names_the_directory_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError) as error:
+        with whole_directory(tmp_path / "run") as part:
+            (part / "a").write_text("a file")
+            CharTokenizer("ab").save(part / "a" / "tokenizer.json")
+    assert str(error.value).startswith(f"{tmp_path / 'run' / 'a' / 'tokenizer.json'}: cannot be written")
+
+
 UNWRITABLE = [Path(__file__) / "run", Path(os.devnull) / "run"] + [Path("/proc/run")] * sys.platform.startswith("linux")
 
 

@@ -969,6 +969,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'tinygpt.runs': { 'tinygpt.runs._as_list': ('nbs/runs.html#_as_list', 'tinygpt/runs.py'),
                               'tinygpt.runs._check_model': ('nbs/runs.html#_check_model', 'tinygpt/runs.py'),
                               'tinygpt.runs._check_place': ('nbs/runs.html#_check_place', 'tinygpt/runs.py'),
+                              'tinygpt.runs._clear_abandoned': ('nbs/runs.html#_clear_abandoned', 'tinygpt/runs.py'),
                               'tinygpt.runs._read_memory': ('nbs/runs.html#_read_memory', 'tinygpt/runs.py'),
                               'tinygpt.runs._read_tensors': ('nbs/runs.html#_read_tensors', 'tinygpt/runs.py'),
                               'tinygpt.runs._sha256': ('nbs/runs.html#_sha256', 'tinygpt/runs.py'),

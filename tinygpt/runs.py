@@ -61,6 +61,18 @@ def drop_directory(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def _clear_abandoned(path: Path) -> None:
+    "Remove what a process that was killed has left of a directory in the making; one that still lives keeps its own."
+    for left in path.parent.glob(".*.part") if os.name == "posix" else ():
+        if pid := re.fullmatch(rf"\.{re.escape(path.name)}\.(\d+)\.part", left.name):
+            try:
+                os.kill(int(pid[1]), 0)  # does nothing but ask
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except (OSError, OverflowError):
+                pass  # alive, and somebody else's; or no number of a process
+
+
 @contextmanager
 def whole_directory(
     path: Path,
@@ -75,6 +87,7 @@ def whole_directory(
             raise ValueError(f"{path}: exists already; name a new directory, or remove this one")
 
     check()
+    _clear_abandoned(path)
     made = [folder for folder in path.parents if not folder.exists()]
     part, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "old"))
     try:
@@ -90,6 +103,8 @@ def whole_directory(
         shutil.rmtree(old, ignore_errors=True)
         _sync(path.parent)
     except OSError as error:
+        if error.errno is None and str(part) in str(error):  # in words, about a place that nobody knows
+            raise OSError(str(error).replace(str(part), str(path))) from None
         if error.errno is None or str(part) not in str(error.filename or part):
             raise  # about something else, and in words already
         raise OSError(f"{path}: cannot be written: {error.strerror.lower()}") from None
