@@ -116,6 +116,12 @@ def test_adamw_refuses(bad):
         AdamW(draw([(3,)]), **bad)
 
 
+@pytest.mark.parametrize(("lr", "said"), [(-1, "lr=-1 is negative"), (math.nan, "lr=nan is no number")])
+def test_adamw_says_what_is_wrong(lr, said):
+    with pytest.raises(ValueError, match=said):
+        AdamW(draw([(3,)]), lr=lr)
+
+
 def test_closures_are_called_with_gradients_on():
     for optimizer_class in (AdamW, Muon):
         [p] = draw([(3, 3)])

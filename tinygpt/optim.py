@@ -49,7 +49,7 @@ class AdamW(torch.optim.Optimizer):
         "Raises ValueError for a negative rate, eps or decay, or a beta outside [0, 1)."
         for name, value in [("lr", lr), ("eps", eps), ("weight_decay", weight_decay)]:
             if not value >= 0:
-                raise ValueError(f"AdamW: {name}={value} is negative; give 0 or more")
+                raise ValueError(f"AdamW: {name}={value} is {'negative' if value < 0 else 'no number'}; give 0 or more")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"AdamW: betas={betas} leave [0, 1); 0.9 and 0.99 are usual")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
