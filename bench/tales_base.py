@@ -11,9 +11,9 @@ token occurs: what a chat is, and when to stop, is left to fine-tuning.
 
 Reading     `tinygpt train` on 60,000 pages. Every second page asks of one or two kinds only.
 School      More pages, where the loss counts the answers alone. A test of new questions, of the same sort as the pages and
-            never those of the exam, shows which kinds are not learned. One of them is drilled: pages about it (and its
-            like), with short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is this
-            word the same as that one: in such a drill a model finds out in a minute or two what as many mixed pages do not
+            never those of the exam, shows which kinds are not learned. One of them is drilled: pages about it (and its like),
+            with short tales, where only the verdict counts, if there is one ("Mia is a smith, so *no*."). Whose job is it, is
+            this word the same as that one: in such a drill a model finds out in a minute or two what as many mixed pages do not
             teach it. A medley of all kinds follows, for the drill has made it forget the rest. Then the next test, and so on,
             until all is learned or the time is over. Every second drill is about the first of the kinds that are not learned,
             for others build on it, so that it may be drilled again, and longer; the others have their turn in between.
@@ -21,11 +21,11 @@ Repetition  A last, long medley.
 
 The shipped weights were made by such lessons by hand, before there was this script, which has not been run whole yet. Its two
 latter parts have, in some 40 minutes, with a shorter repetition and from a checkpoint of an earlier reading (6,000 of 7,500
-steps): drills of jobs, of yes or no (twice), of who is there and of yes or no now. On a page its base then answered 95 % and 71 % of
-the held-out questions (one fact, two facts), the shipped one 93 % and 83 %. What was missing is who is there (47 %) and which
-came first (42 %). There was no more time; and "yes or no now", drilled alone, had undone "yes or no", so that they are drilled
-together now, which is untried. Jobs need the long reading, or the falling rate: after 3,000 steps of reading, 2,000 of drill at a steady rate
-of learning did not teach them.
+steps): drills of jobs, of yes or no (twice), of who is there and of yes or no now. On a page its base then answered 95 % and
+71 % of the held-out questions (one fact, two facts), the shipped one 93 % and 83 %. What was missing is who is there (47 %) and
+which came first (42 %). There was no more time; and "yes or no now", drilled alone, had undone "yes or no", so that they are
+drilled together now, which is untried. Jobs need the long reading, or the falling rate: after 3,000 steps of reading, 2,000 of
+drill at a steady rate of learning did not teach them.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ def main() -> None:
         "data.val_source": str(args.out.with_name(f"{args.out.name}-val.txt")),
         "data.tokenizer": str(shipped("models/tales/tokenizer.json")),
         "model.n_layers": 4, "model.d_model": 96, "model.n_heads": 6, "optim.steps": steps, "optim.warmup_steps": min(100, steps),
-        "run.n_threads": 1, "run.eval_every": 1500, "run.eval_docs": 300, "run.checkpoint_every": 1500, "run.out_dir": str(args.out)}))
+        "run.n_threads": 1, "run.eval_every": 1500, "run.eval_docs": 300, "run.checkpoint_every": 1500,
+        "run.out_dir": str(args.out)}))
     model, tokenizer = load(args.out)
     path = find_checkpoint(args.out)
     known = read_facts(path / "state.json", "tinygpt.checkpoint")["facts"]
