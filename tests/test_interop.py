@@ -234,6 +234,21 @@ def test_what_cannot_be_built_is_refused_in_one_line(family, changes, fact, tmp_
         assert message.startswith("from_hf: ") and fact in message and "; " in message and "\n" not in message
 
 
+def test_without_a_network_the_hub_is_not_waited_for(monkeypatch):
+    asked = {}
+
+    def refuse(source, **how):
+        asked.update(how)
+        raise OSError("not stored here")
+
+    monkeypatch.setattr(hf.AutoConfig, "from_pretrained", refuse)
+    for known in (False, True):
+        monkeypatch.setattr(interop, "hub_is_known", lambda: known)
+        with pytest.raises(FileNotFoundError, match="from_hf: no/such-model cannot be read .* a network .not stored here"):
+            from_hf("no/such-model")
+        assert asked["local_files_only"] is not known
+
+
 def test_other_models_are_refused():
     with pytest.raises(ValueError, match="model_type='gpt_neox' is not known; .*gpt2, llama, mistral, qwen2, qwen3"):
         from_hf(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .attention import check
 from .model import GPT, GPTConfig
+from .sources import hub_is_known
 
 # %% ../nbs/20_interop.ipynb #4fc02d8f
 LLAMA_NAMES = { # module: ours -> transformers'; # stands for the number of a layer
@@ -187,12 +188,13 @@ def open_hf(
     if folder.is_dir() and not (folder / "config.json").is_file():
         ours = "; tinygpt.load reads our own runs" if (folder / "config.yaml").is_file() else ""
         raise FileNotFoundError(f"from_hf: {source} has no config.json{ours}; give what save_pretrained wrote")
-    try: config = AutoConfig.from_pretrained(source)
+    offline = not (folder.is_dir() or hub_is_known()) # what is stored is still found; no half minute of trying
+    try: config = AutoConfig.from_pretrained(source, local_files_only=offline)
     except (OSError, ValueError) as e:
         raise FileNotFoundError(f"from_hf: {source} cannot be read by transformers; give a directory, or a "
                                 f"name on the Hub and a network ({str(e).strip().splitlines()[0]})") from None
     config_from_hf(config)
-    try: model, found = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True)
+    try: model, found = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, local_files_only=offline)
     except (OSError, RuntimeError, SafetensorError) as e:
         raise ValueError(f"from_hf: {source} has a config and no weights that fit it; fetch it again "
                          f"({str(e).strip().splitlines()[0]})") from None
