@@ -63,7 +63,7 @@ def led(tree: dict[str, str], end: int | None) -> tuple[float, float]:
     ahead: dict[tuple[int, ...], tuple[float, float]] = {}
     for place in sorted(places, key=len, reverse=True):
         probs = next_probs(places[place]).tolist()
-        stored = {id: ahead.get((*place, id), (0.0, 0.0)) for id in range(len(probs)) if (*place, id) in places or id == end}
+        stored = {id: ahead.get((*place, id), (0.0, 0.0)) for id in range(len(probs)) if (*place, id) in places or id == end and probs[end] >= 0.01}
         held = sum(probs[id] for id in stored)
         mean = [sum(probs[id] * further[i] for id, further in stored.items()) / held if any((*place, id) in places for id in stored) else 0.0 for i in (0, 1)]
         ahead[place] = (1 + mean[0], 1 - held + mean[1] if mean[0] else 0.0)

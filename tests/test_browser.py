@@ -23,7 +23,7 @@ from small_model import make
 from tinygpt.explorers import (
     KNOBS, AttentionExplorer, CacheExplorer, LossMaskView, RopeExplorer, SamplingExplorer, SpeculationStrip, TokenizerExplorer, TrainingMonitor,
 )
-from tinygpt.pictures import attention_data, script, to_html, training_data, visible
+from tinygpt.pictures import attention_data, pack_logits, script, to_html, training_data, visible
 from tinygpt.rope import Rope
 from tinygpt.runs import load
 from tinygpt.sampling import Sampling, distribution, next_token_probs, penalize
@@ -268,7 +268,7 @@ def test_the_start_of_a_text_has_a_name_and_the_colours_are_told(page, every, tm
     opened(page, every["attention"], tmp_path)
     assert page.locator(".tgx-arcs text").first.text_content() == "(start)" and "“(start)”: the token <|endoftext|>" in page.inner_text(".tgx-legend")
     page.locator("input[data-name=token]").fill("0")
-    assert page.inner_text(".tgx-say").startswith("The start of the text at 0 looks at the start of the text at 0 (100 %).")
+    assert page.inner_text(".tgx-say").startswith("The start of the text at 0 looks at the start of the text at 0 (100\u00a0%).")
     page.locator(".tgx-legend summary").press("Enter")
     assert not page.locator(".tgx-legend .tgx-key").first.is_visible()
 
@@ -276,14 +276,14 @@ def test_the_start_of_a_text_has_a_name_and_the_colours_are_told(page, every, tm
 def test_sampling_fits_on_a_phone(phone, every, tmp_path):
     opened(phone, every["sampling"], tmp_path)
     phone.locator(".tgx-button").first.tap()
-    assert phone.locator(".tgx").bounding_box()["height"] <= 800
+    assert phone.locator(".tgx").bounding_box()["height"] <= 860
     assert phone.locator(".tgx-facts").bounding_box()["y"] < phone.locator("input[data-name=temperature]").bounding_box()["y"]
     for width in (390, 360):
         phone.set_viewport_size({"width": width, "height": 700})
         assert phone.locator(".tgx").evaluate("(el) => [...el.querySelectorAll('.tgx-facts b')].every((b) => b.getBoundingClientRect().right <= el.getBoundingClientRect().right - 10)")
     penalty = phone.locator("input[data-name=presence_penalty]")
     assert not penalty.is_visible()
-    phone.locator("summary").tap()
+    phone.locator("summary").first.tap()
     assert penalty.is_visible()
 
 
@@ -293,7 +293,7 @@ def test_a_head_says_on_the_page_what_python_says(page, every, tmp_path):
     for token in (1, 20, 39):
         page.locator("input[data-name=token]").fill(str(token))
         best = explorer.weights[token].max().item()
-        shown = re.search(r"\(([\d.]+) %\)", page.inner_text(".tgx-say"))[1]
+        shown = re.search(r"\(([\d.]+)\s%\)", page.inner_text(".tgx-say"))[1]
         assert float(shown) == pytest.approx(100 * best, abs=0.51)
 
 
@@ -304,8 +304,9 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
     page.keyboard.press("Enter")  # the row keeps the focus
     assert page.locator(".tgx-made").count() == 2
     page.set_viewport_size({"width": 360, "height": 700})
-    for _ in range(12):
-        page.locator(".tgx-bet:visible").first.click()
+    near = page.locator(".tgx-bet:not(.tgx-far):visible")
+    while near.count():
+        near.first.click()
     assert page.locator(".tgx-text").evaluate("(el) => el.scrollTop + el.clientHeight >= el.scrollHeight - 1")  # its end is in view
     page.get_by_role("button", name="Start again").click()
     page.locator(".tgx-bet.tgx-far:visible").last.click()
@@ -314,7 +315,7 @@ def test_a_baked_tree_can_be_walked_and_its_end_is_said(page, every, tmp_path):
     far, draw = page.inner_text(".tgx-made"), page.get_by_role("button", name="A stored word")
     assert draw.evaluate("(el) => el === document.activeElement")
     page.keyboard.press("Enter")  # one that is stored comes in its place, drawn among those alone
-    assert page.locator(".tgx-made").count() == 1 and page.inner_text(".tgx-made") != far and "Among the stored" in page.inner_text(".tgx-wheel + .tgx-note")
+    assert page.locator(".tgx-made").count() == 1 and page.inner_text(".tgx-made") != far and re.search("among the .* stored words|only one word is stored here", page.inner_text(".tgx-wheel + .tgx-note"))
     draw = page.get_by_role("button", name=re.compile("Draw a token|A stored word"))
     while draw.get_attribute("aria-disabled") == "false":  # until nothing is stored any more
         draw.click()
@@ -337,7 +338,7 @@ def test_a_draw_shows_its_number_and_where_it_fell(page, every, tmp_path):
         assert shown == pytest.approx([u, (high[at] - probs[order[at]]).item(), high[at].item()], abs=0.002)
         assert page.locator(".tgx-wheel b").evaluate("(el) => parseFloat(el.style.left)") == pytest.approx(100 * u)
         page.locator("input[data-name=top_k]").press("ArrowRight")  # whoever turns a knob sees where a draw can fall now
-        assert "A draw:" in page.inner_text(".tgx-wheel + .tgx-note")
+        assert "The next draw:" in page.inner_text(".tgx-wheel + .tgx-note")
         page.get_by_role("button", name="Reset").click()
         page.get_by_role("button", name="Start again").click()
 
@@ -359,7 +360,53 @@ def test_a_tale_that_is_told_says_so(page, every, tmp_path):
     state = explorer.state | {"new": [explorer.data["end"]], "tree": explorer.tree}
     (tmp_path / "page.html").write_text(to_html("sampling", explorer.data, state, "told"), encoding="utf-8")
     page.goto((tmp_path / "page.html").as_uri())
-    assert "The tale is told" in page.inner_text(".tgx-lost") and page.get_by_role("button", name="Draw a token").get_attribute("aria-disabled") == "true"
+    assert "The tale ends here" in page.inner_text(".tgx-lost") and page.get_by_role("button", name="Draw a token").get_attribute("aria-disabled") == "true"
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3])
+def test_a_page_ends_no_tale_that_the_model_would_not_end(page, tmp_path, share):
+    data = {"title": "x", "tokens": ["a", "b", EOT], "prompt": [0], "limit": 9, "end": 2}
+    logits = torch.tensor([0.6 * (1 - share), 0.4 * (1 - share), share]).log()
+    state = dict.fromkeys(KNOBS, 0) | {"temperature": 1, "top_p": 1, "repetition_penalty": 1, "new": [], "tree": {"": pack_logits(logits)}}
+    (tmp_path / "page.html").write_text(to_html("sampling", data, state, "told"), encoding="utf-8")
+    page.goto((tmp_path / "page.html").as_uri())
+    page.evaluate("Math.random = () => 0.9999")
+    page.get_by_role("button", name=re.compile("^b:")).click()
+    again = page.get_by_role("button", name=re.compile("Draw a token|A stored word"))
+    if share < 0.01:  # it is no word to lead anybody to
+        assert again.get_attribute("aria-disabled") == "true"
+        assert "The page is over here" in page.inner_text(".tgx-lost") and "“a” (60\u00a0%), “b” (40\u00a0%)" in page.inner_text(".tgx-lost")
+    else:
+        again.click()
+        assert "The tale ends here, with “<|endoftext|>”. The model gave it 30\u00a0%" in page.inner_text(".tgx-lost")
+    page.get_by_role("button", name="Start again").click()
+    page.get_by_role("button", name="Draw a token").click()
+    assert "the model ended it" in page.inner_text(".tgx-lost")
+
+
+def test_the_strip_fills_its_frame_and_no_more(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    for width in (1000, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        for heat in ("0.2", "1", "2"):
+            page.locator("input[data-name=temperature]").fill(heat)
+            right, *slots = page.evaluate("""() => [".tgx-wheel", ".tgx-wheel i"].flatMap((which) =>
+                [...document.querySelectorAll(which)].map((box) => box.getBoundingClientRect().right))""")
+            assert max(slots) == pytest.approx(right, abs=1)
+
+
+def test_a_tale_can_be_handed_in(page, every, tmp_path):
+    opened(page, every["sampling"], tmp_path)
+    page.evaluate("() => { navigator.clipboard.writeText = (text) => Promise.resolve((globalThis.copied = text)); }")
+    page.get_by_role("button", name="Copy the text").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    data = every["sampling"].data
+    assert page.evaluate("copied") == "".join(data["tokens"][id] for id in data["prompt"] if data["tokens"][id] != EOT).strip()
+    page.get_by_role("button", name="Draw a token").click()
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+    page.get_by_role("button", name="Copy the text").click()
+    page.get_by_role("button", name=re.compile("Copied|Now press Ctrl")).wait_for()
+    assert page.evaluate("String(getSelection()).length") > 10
 
 
 def test_the_knobs_go_back_to_rest_and_greed_is_honest(page, every, tmp_path):
@@ -370,7 +417,7 @@ def test_the_knobs_go_back_to_rest_and_greed_is_honest(page, every, tmp_path):
     assert re.search(r"likeliest has\s+" + re.escape(first), page.inner_text(".tgx-facts"))  # and not 100 %
     page.locator("input[data-name=presence_penalty]").fill("1")
     page.get_by_role("button", name="Reset").click()
-    assert page.inner_text(".tgx-bet .tgx-value >> nth=0") == first and "100 %" in page.inner_text(".tgx-facts")
+    assert page.inner_text(".tgx-bet .tgx-value >> nth=0") == first and "100\u00a0%" in page.inner_text(".tgx-facts")
 
 
 def test_the_page_draws_from_the_distribution_of_chapter_12(page):
@@ -635,7 +682,7 @@ def attention_lives(lab, shown, name: str):
     assert picture.locator(".tgx-name").inner_text() == "Layer 2, head 1"
     assert picture.locator("canvas.tgx-matrix").evaluate("(canvas) => canvas.toDataURL()") != drawn
     best = float(lab.python(f"print({name}.weights[5].max().item())"))
-    assert float(re.search(r"\(([\d.]+) %\)", said.inner_text())[1]) == pytest.approx(100 * best, abs=0.51)
+    assert float(re.search(r"\(([\d.]+)\s%\)", said.inner_text())[1]) == pytest.approx(100 * best, abs=0.51)
 
 
 def sampling_lives(lab, shown, name: str):

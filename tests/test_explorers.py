@@ -13,7 +13,7 @@ import torch
 from ipywidgets import DOMWidget
 from hostile import hostile_texts
 from small_model import model, tokenizer  # noqa: F401
-from reach import led, reach, stored
+from reach import led, next_probs, reach, stored
 from small_model import make
 from strip_widgets import VIEW, present, renew, strip
 
@@ -64,7 +64,7 @@ def test_a_page_has_the_same_elements_whatever_the_texts_say():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_script_is_small_and_asks_nobody(kind):
     text = script(kind) + style(kind)
-    assert len(text) < 28_000
+    assert len(text) < 32_000
     for word in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import(", "@import", "url("):
         assert word not in text, word
     assert text.replace("http://www.w3.org/2000/svg", "").count("http") == 0
@@ -132,7 +132,7 @@ def test_a_tree_of_a_large_vocabulary_stays_small():
     assert len(explorer.to_html()) < 3_000_000 and len(explorer.baked) == 6
 
 
-def test_a_tree_branches_at_its_likeliest_places_and_goes_on_greedily_from_each_end():
+def test_a_tree_branches_at_its_likeliest_places_and_a_tale_goes_on_from_each_end():
     torch.manual_seed(0)
     table = torch.randn(4, 4, dtype=torch.float64).log_softmax(-1)
     tree = bake(lambda new: table[new[-1] if new else 0], 60, deep=20)
@@ -141,7 +141,9 @@ def test_a_tree_branches_at_its_likeliest_places_and_goes_on_greedily_from_each_
     n = next(n for n in range(1, 61) if len(ends_of(paths[:n])) == 3)
     chances = [math.exp(sum(table[a, b] for a, b in zip((0, *path), path))) for path in paths[:n]]
     assert chances == sorted(chances, reverse=True)
-    assert all(path[-1] == table[path[-2] if path[1:] else 0].argmax().item() for path in paths[n:])
+    for path in paths[n:]:  # drawn, but for what min-p cuts
+        scores = table[path[-2] if path[1:] else 0]
+        assert scores[path[-1]] >= scores.max() + math.log(0.1)
     lengths = [len(path) for path in ends_of(paths)]
     assert len(lengths) == 3 and max(lengths) - min(lengths) <= 1 and len(tree) == 60
 
@@ -235,14 +237,15 @@ def test_readers_of_a_page_come_far(root):
     pages = [root / "nbs" / "12_sampling.ipynb", root / "nbs" / "22_explorers.ipynb", root / "site" / "_parts" / "explorer.md"]
     for html, told in [found for page in pages for found in stored(page)]:
         draws, far = reach(told["state"]["tree"], told["data"]["end"])
-        assert draws > 15 and far > 0.9 and len(html) < 400_000
+        assert draws > 15 and far > 0.9 and len(html) < 450_000
+        assert max(next_probs(packed)[told["data"]["end"]] for packed in told["state"]["tree"].values()) > 0.5  # a tale ends in it
 
 
 def test_readers_of_an_open_prompt_come_far_where_they_are_led_back():
     model, tokenizer = load("tales")
     for prompt in ("", "Once", "One sunny day,"):
         explorer = SamplingExplorer(model, tokenizer, prompt)
-        assert len(explorer.to_html()) < 400_000 and led(explorer.baked, tokenizer.eot_id)[0] > 15
+        assert len(explorer.to_html()) < 450_000 and led(explorer.baked, tokenizer.eot_id)[0] > 15
 
 
 def test_reach_by_hand():
@@ -255,8 +258,8 @@ def test_reach_by_hand():
 
 def test_a_saved_page_speaks_for_itself(tmp_path):
     view = LossMaskView([1, 2], [True, False], None)
-    page = view.save(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "<h1>Where the loss counts, token by token</h1>" in page and "JupyterLab" not in page and "notebook" not in page.lower()
+    page = view.save(tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert "<h1>Where the loss counts, token by token</h1>" in page and "JupyterLab" not in page and "notebook" not in page.lower() and "open this file in a browser" in page
     for text in hostile_texts(60):
         assert tags(view.save(tmp_path / "page.html", title=text).read_text(encoding="utf-8")) == tags(page)
         told = view.save(tmp_path / "page.html", title=text, note=text).read_text(encoding="utf-8")

@@ -296,11 +296,15 @@ def bake(
     end: int | None = None, # the token that ends a text: nothing is baked behind it
     deep: int = 20, # about how many draws the tree shall last
 ) -> dict[str, str]: # "12,7": what comes after the new ids 12 and 7, as `pack_logits` says it
-    "The likeliest continuations of a prompt as a tree: best first up to an end for each `deep` places, then greedily on from each."
-    tree, waiting = {}, [(-1.0, ())] # minus the probability of a path, and the path
-    def opened(path):
-        if path not in tree: tree[path] = read(list(path)).float()
-        return tree[path]
+    """The likeliest continuations of a prompt as a tree: best first up to an end for each `deep` places, then a tale told on from each.
+
+    A tale that comes to its end in half of the room that is left is kept whole, of the others their beginnings."""
+    tree, known, waiting = {}, {}, [(-1.0, ())] # minus the probability of a path, and the path
+    draw = torch.Generator().manual_seed(0)
+    def logits(path):
+        if path not in known: known[path] = read(list(path)).float()
+        return known[path]
+    def opened(path): return tree.setdefault(path, logits(path))
     def ends(): return sorted(tree.keys() - {path[:-1] for path in tree})
     def branch(most):
         while waiting and len(tree) < n and len(ends()) < most:
@@ -308,14 +312,25 @@ def bake(
             if path[-1:] == (end,): continue
             top = opened(path).softmax(-1).topk(min(64, len(tree[path])))
             for p, id in zip(top.values.tolist(), top.indices.tolist()): heapq.heappush(waiting, (chance * p, path + (id,)))
+    def tale(path, most): # its places, and whether it ends before they are too many; drawn, for greedy tales go in circles
+        places = []
+        while len(places) <= most:
+            chances = logits(path).softmax(-1)
+            path += (torch.multinomial(chances * (chances >= 0.1 * chances.max()), 1, generator=draw).item(),) # min-p, chapter 12
+            if path[-1] == end: return places, True
+            places.append(path)
+        return places, False
     branch(max(1, n // deep))
-    lanes = [(len(path), path) for path in ends()]
+    lanes = []
+    for path in sorted(ends(), key=len, reverse=True): # the furthest is nearest to its end
+        places, whole = tale(path, (n - len(tree)) // 2)
+        if whole: tree.update((path, logits(path)) for path in places)
+        else: heapq.heappush(lanes, (len(path), places))
     while lanes and len(tree) < n: # the shortest first
-        path = heapq.heappop(lanes)[1]
-        path += (opened(path).argmax().item(),)
-        if path[-1] != end: opened(path), heapq.heappush(lanes, (len(path), path))
-    branch(n) # where all texts have ended there is room left
-    return {",".join(map(str, path)): pack_logits(logits) for path, logits in tree.items()}
+        length, places = heapq.heappop(lanes)
+        if places: opened(places.pop(0)), heapq.heappush(lanes, (length + 1, places))
+    branch(n) # where all tales are told there is room left
+    return {",".join(map(str, path)): pack_logits(scores) for path, scores in tree.items()}
 
 # %% ../nbs/21b_pictures.ipynb #ab96547b
 def training_data(

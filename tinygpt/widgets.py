@@ -33,7 +33,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color
 <h1>{title}</h1>
 {note}{picture}</html>
 """
-ALONE = "A still picture, for the script in this page may not run. Allow it: nothing is loaded from anywhere."
+ALONE = "A still picture, for no script runs here: open this file in a browser that allows scripts. Nothing is loaded from anywhere."
 
 # %% ../nbs/21c_widgets.ipynb #8f85594f
 class Explorer(anywidget.AnyWidget):
@@ -94,10 +94,11 @@ class Explorer(anywidget.AnyWidget):
         title: str | None = None, # the page's heading; None: what a picture of this kind shows
         note: str = "", # a sentence below it, such as what there is to find
     ) -> Path:
-        "Write a page of its own, which needs nothing else: to project, to print, to send round."
+        "Write a page of its own, which needs nothing else: to project, to print, to send round. Folders are made."
         title = title or re.split("[:;.]", inspect.getdoc(type(self)))[0]
         told = f"<p>{html.escape(note)}</p>\n" if note else ""
         page = PAGE.format(title=html.escape(title), note=told, picture=self.to_html().replace(ASLEEP, ALONE))
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(page, encoding="utf-8")
         return Path(path)
 

@@ -59,11 +59,11 @@ KINDS.attention = (ui) => {
   });
   small.forEach((b, n) => b.append(h("small", {"aria-hidden": "true"}, `L${Math.floor(n / H)} H${n % H}`)));
   const grid = h("div", {class: "tgx-thumbs", role: "group", "aria-label": "heads: choose one with the arrow keys"},
-    h("span"), ...Array.from({length: H}, (_, i) => h("span", {class: "tgx-tick"}, `head ${i}`)),
-    ...small.flatMap((b, n) => (n % H ? [b] : [h("span", {class: "tgx-tick"}, `layer ${n / H}`), b])));
+    h("span"), ...Array.from({length: H}, (_, i) => h("span", {class: "tgx-tick", "data-of": "head"})),
+    ...small.flatMap((b, n) => (n % H ? [b] : [h("span", {class: "tgx-tick", "data-of": "layer"}), b])));
 
   const what = choice(ui, "show", "what the large picture shows", {weights: "weights", scores: "scores"});
-  const pick = slider(ui, "token", "Token", {min: 0, max: T - 1, format: (i) => `${i} of ${T - 1}`});
+  const pick = slider(ui, "token", `Token, 0 to ${T - 1}`, {min: 0, max: T - 1});
   const title = h("div", {class: "tgx-name"});
   const arcsNow = h("svg:g"), focus = h("svg:rect", {rx: 3, class: "tgx-focus"});
   const lines = tokens.map((text) => [h("svg:rect", {rx: 3}), h("svg:text", {"data-start": text === EOT})]); // of each token its ground and its name
@@ -101,7 +101,10 @@ KINDS.attention = (ui) => {
     const labels = narrow ? 92 : 108, arcs = narrow ? 30 : clamp(W * 0.07, 44, 90);
     const belt = narrow && (L > 6 || W < 38 * H + 60); // heads too many for a grid stand in one row
     const thumb = belt ? 46 : Math.floor(narrow ? clamp((W - 60) / H - 10, 28, 40) : clamp(200 / H - 8, 16, short ? 32 : 44)), aside = narrow ? 0 : Math.max(W < 860 ? 216 : 304, H * (thumb + 10) + 60);
-    if (W !== wide) [wide, room] = [W, Math.min(narrow ? 570 : 640, 0.92 * innerHeight - 34)];
+    if (W !== wide) { // on a page of its own, under a heading, all is to be seen at once
+      const above = ui.root.getBoundingClientRect().top + scrollY;
+      [wide, room] = [W, Math.min(narrow ? 570 : 640, !narrow && above < 0.3 * innerHeight ? innerHeight - above - 52 : 0.92 * innerHeight - 34)];
+    }
     const full = (narrow ? 570 : 640) / T, row = clamp(room / T, clamp(full, 5, 9), narrow ? 20 : 26), size = row * T;
     const tall = !narrow && size > room + 1, cell = Math.min(row, (W - (aside && aside + 20) - labels - arcs - (tall ? 18 : 0)) / T);
     const dress = `${thumb} ${show} ${ui.root.dataset.theme}`, layout = `${W} ${cell} ${row}`, plotted = `${n} ${layout} ${dress}`;
@@ -111,6 +114,7 @@ KINDS.attention = (ui) => {
       ui.root.classList.toggle("tgx-narrow", narrow);
       grid.classList.toggle("tgx-belt", belt);
       side.style.width = narrow ? "" : `${aside}px`;
+      for (const of of ["head", "layer"]) [...grid.querySelectorAll(`[data-of=${of}]`)].forEach((tick, i) => (tick.textContent = thumb < 38 ? `${of[0].toUpperCase()}${i}` : `${of} ${i}`)); // as long as there is room
       grid.style.gridTemplateColumns = `auto repeat(${H}, ${thumb + 8}px)`;
       put(list, {width: arcs + labels, height: size});
       for (const [i, [ground, name]] of lines.entries()) {
@@ -149,8 +153,8 @@ KINDS.attention = (ui) => {
       const seen = p > 0.005, room = row >= 9 || !named.some((other) => Math.abs(other - i) * row < 10);
       if (seen && i !== token) arcsNow.append(h("svg:path", {d: `M${arcs} ${y(token)}C${bend} ${y(token)} ${bend} ${y(i)} ${arcs} ${y(i)}`,
         class: i < token ? "tgx-to" : "tgx-from", "stroke-width": (0.6 + 5 * p).toFixed(2), opacity: (0.15 + 0.8 * Math.sqrt(p)).toFixed(2)}));
-      put(ground, {class: i <= token ? "tgx-to-fill" : "tgx-from-fill", opacity: seen ? Math.sqrt(p).toFixed(3) : 0});
-      put(name, {class: Math.sqrt(p) > 0.62 && row >= 9 ? "tgx-on" : "", visibility: room ? null : "hidden"});
+      put(ground, {class: i <= token ? "tgx-to-fill" : "tgx-from-fill", opacity: seen ? Math.min(Math.sqrt(p), row < 9 ? 0.45 : 1).toFixed(3) : 0});
+      put(name, {class: Math.sqrt(p) > (ui.root.dataset.theme === "dark" ? 0.6 : 0.85) && row >= 9 ? "tgx-on" : "", visibility: room ? null : "hidden"});
       if (room) named.push(i);
     }
     put(focus, {x: arcs + 2.5, y: token * row + 0.5, width: labels - 5, height: row - 1});

@@ -41,7 +41,7 @@ function brief(text, n = 18) {
 const EOT = "<|endoftext|>"; // the token that opens every text, and ends it
 const quoted = (text) => `“${brief(text)}”`;
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
-const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)} %` : p < 0.0005 ? "< 0.1 %" : `${(p * 100).toFixed(p < 0.0995 ? 1 : 0)} %`);
+const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)}\u00a0%` : p < 0.0005 ? "< 0.1\u00a0%" : `${(p * 100).toFixed(p < 0.0995 ? 1 : 0)}\u00a0%`);
 
 // Numbers that travelled as base64, little end first.
 function unpack(text, Type) {

@@ -54,15 +54,15 @@ KINDS.sampling = (ui) => {
   const unless = (value, text) => (x) => (x === value ? "off" : text(x)), hundredth = (x) => x.toFixed(2), signed = (x) => x.toFixed(1).replace("-", "\u2212");
   const knob = (name, label, min, max, step, format, hint) => slider(ui, name, label, {min, max, step, format, hint});
   const filters = [
-    knob("temperature", "Temperature", 0, 2, 0.05, (x) => (x ? hundredth(x) : "0 · greedy"), "scores are divided by it: below 1 the likely become likelier"),
-    knob("top_k", "Top-k", 0, 50, 1, unless(0, String), "at most so many tokens, the likeliest ones"),
-    knob("top_p", "Top-p", 0.05, 1, 0.01, unless(1, hundredth), "the fewest tokens that hold this share of the probability"),
-    knob("min_p", "Min-p", 0, 1, 0.01, unless(0, hundredth), "each token has at least this share of the likeliest one's probability"),
+    knob("temperature", "Temperature", 0, 2, 0.05, (x) => (x ? hundredth(x) : "0 · greedy"), "The model’s scores (logits) are divided by it: below 1 the likely become likelier."),
+    knob("top_k", "Top-k", 0, 50, 1, unless(0, String), "At most so many tokens, the likeliest ones."),
+    knob("top_p", "Top-p", 0.05, 1, 0.01, unless(1, hundredth), "The fewest tokens that hold this share of the probability."),
+    knob("min_p", "Min-p", 0, 1, 0.01, unless(0, hundredth), "Each token has at least this share of the likeliest one’s probability."),
   ];
   const penalties = [
-    knob("repetition_penalty", "Repetition penalty", 1, 2, 0.05, unless(1, hundredth), "tokens that the text holds become less likely: scores above 0 are divided by it"),
-    knob("frequency_penalty", "Frequency penalty", -2, 2, 0.1, unless(0, signed), "off a token's score for each time that it was written behind the prompt"),
-    knob("presence_penalty", "Presence penalty", -2, 2, 0.1, unless(0, signed), "off a token's score, once, if it was written behind the prompt at all"),
+    knob("repetition_penalty", "Repetition penalty", 1, 2, 0.05, unless(1, hundredth), "Tokens that the text holds become less likely: scores (logits) above 0 are divided by it, those below are multiplied."),
+    knob("frequency_penalty", "Frequency penalty", -2, 2, 0.1, unless(0, signed), "Taken off a token’s score (logit) for each time that it was written behind the prompt."),
+    knob("presence_penalty", "Presence penalty", -2, 2, 0.1, unless(0, signed), "Taken off a token’s score (logit), once, if it was written behind the prompt at all."),
   ];
   const text = h("div", {class: "tgx-text", role: "group", "aria-label": "the text so far"});
   const bars = h("div", {class: "tgx-bars", role: "group", "aria-label": "likeliest next tokens: choose one to write it"});
@@ -75,8 +75,16 @@ KINDS.sampling = (ui) => {
   const led = () => { // the stored ones in the place of a token behind which the page ends: their parts, and the share they hold
     const before = ui.state.new.slice(0, -1);
     if (ui.live || !ui.state.new.length || ui.state.new.at(-1) === end || !stored(before)) return {};
-    const few = partsOf(read(before)).filter(([id]) => id === end || stored([...before, id])), held = few.reduce((sum, [, share]) => sum + share, 0);
+    const few = partsOf(read(before)).filter(([id, share]) => (id === end ? share >= 0.01 : stored([...before, id]))), held = few.reduce((sum, [, share]) => sum + share, 0);
     return {before, held, parts: few.map(([id, share]) => [id, share / held]), some: few.slice(0, 3).map(([id]) => quoted(tokens[id])).join(", ")};
+  };
+  const likeliest = (ids) => { // of what the model would write behind some new ids
+    const {order, probs} = read(ids);
+    return order.slice(0, 3).filter((id) => probs[id] > 0.005).map((id) => `${quoted(tokens[id])} (${percent(probs[id])})`).join(", ");
+  };
+  const ending = () => { // who wrote the end of the text
+    const before = ui.state.new.slice(0, -1), share = stored(before) ? ` The model gave it ${percent(read(before).probs[end])}.` : "";
+    return cast && !cast.among ? `The tale is told: the model ended it with ${quoted(tokens[end])}.` : `The tale ends here, with ${quoted(tokens[end])}.${share}`;
   };
   let now = null, own = null, packed = null, cast = null, written = null, other = {};
   const moment = (ids = ui.state.new) => `${Object.keys(OFF).map((name) => ui.state[name])} ${ids}`;
@@ -93,11 +101,25 @@ KINDS.sampling = (ui) => {
   };
   const dice = button("Draw a token", draw), back = button("Back", () => { ui.set({new: ui.state.new.slice(0, -1)}); handOn(back, dice); });
   const anew = button("Start again", () => { ui.set({new: []}); handOn(anew, dice); });
+  const copy = button("Copy the text", async () => { // a page from a disk may not reach the clipboard: then the text is marked
+    const ids = [...prompt, ...ui.state.new].filter((id) => tokens[id] !== EOT);
+    getSelection().selectAllChildren(text);
+    const done = await navigator.clipboard?.writeText(ids.map((id) => tokens[id]).join("").trim()).then(() => true, () => false);
+    copy.textContent = done || document.execCommand("copy") ? "Copied" : "Now press Ctrl+C";
+  });
+  text.addEventListener("copy", (event) => {
+    event.clipboardData.setData("text/plain", String(getSelection()).replaceAll("\u200b", ""));
+    event.preventDefault();
+  });
   const calm = reset(ui, OFF), touched = () => penalties.filter((knob) => ui.state[knob.name] !== OFF[knob.name]).length;
   const fold = h("summary"), more = h("details", {open: ui.width >= 620 || touched() > 0}, fold, penalties);
-  const slots = Array.from({length: SHOWN + 1}, () => h("i")), pin = h("b"), told = h("div", {class: "tgx-note"});
+  const slots = Array.from({length: SHOWN + 1}, () => h("i")), pin = h("b"), told = h("div", {class: "tgx-note"}), when = h("b");
+  const words = h("details", {}, h("summary", {}, "What the words mean"), h("div", {class: "tgx-note"}, ...[
+    ["u", "the number that a draw throws, anywhere from 0 to 1."], ["Can come", "so many of all tokens may be written next; the others are cut."],
+    ["Kept", "the probability that those had, before the others were cut."], ["Entropy", "how open the choice is: 0 bits is sure, 1 bit is a coin, 2 bits are four equal words."],
+    ["Model’s own", "the entropy before any knob was turned."]].map(([word, means]) => h("div", {}, h("b", {}, word), `: ${means}`))));
   ui.root.append(text, h("div", {class: "tgx-bar"}, h("div", {class: "tgx-row"}, dice, back, anew)), h("div", {class: "tgx-wheel", "aria-hidden": "true"}, slots, pin), told,
-    h("div", {class: "tgx-cols"}, h("div", {class: "tgx-main"}, bars), h("div", {class: "tgx-knobs"}, board, filters, calm, more)), ui.said);
+    h("div", {class: "tgx-cols"}, h("div", {class: "tgx-main"}, bars), h("div", {class: "tgx-knobs"}, board, filters, calm, more, copy, words)), ui.said);
   ui.said.classList.add("tgx-heard");
 
   const rows = Array.from({length: SHOWN}, () => {
@@ -113,7 +135,7 @@ KINDS.sampling = (ui) => {
   // The parts end to end, and where u fell; before a draw, where it can fall.
   const showWheel = () => {
     if (cast?.moment !== moment()) cast = null;
-    const parts = cast?.parts ?? (now ? partsOf(now) : []), first = parts.slice(0, SHOWN), few = (x) => x.toFixed(cast.to - cast.from < 0.01 ? 5 : 3), wide = (share) => `${(100 * share).toFixed(2)}%`;
+    const parts = cast?.parts ?? (now ? partsOf(now) : []), first = parts.slice(0, SHOWN).filter(([, share]) => share * ui.width >= 0.5), few = (x) => x.toFixed(cast.to - cast.from < 0.01 ? 5 : 3), wide = (share) => `${(100 * share).toFixed(2)}%`;
     slots.forEach((slot, i) => {
       const [id, share] = first[i] ?? [null, i === SHOWN ? 1 - first.reduce((sum, [, share]) => sum + share, 0) : 0];
       slot.style.width = wide(Math.max(share, 0));
@@ -122,9 +144,13 @@ KINDS.sampling = (ui) => {
     });
     pin.hidden = !cast;
     pin.style.left = cast && wide(cast.u);
-    return (told.textContent = cast
-      ? `${cast.among ? `Among the stored ${cast.among === 1 ? "word" : `${cast.among} words`}, u` : "u"} = ${few(cast.u)} fell on ${quoted(tokens[cast.id])} (${few(cast.from)} to ${few(cast.to)}).`
-      : "A draw: a number u from 0 to 1 falls on one part.");
+    when.textContent = cast ? "The last draw: " : "The next draw: ";
+    const among = cast?.among === 1 ? "only one word is stored here; " : cast?.among ? `among the ${cast.among} stored words, ` : "";
+    const said = (cast
+      ? `${among}u = ${few(cast.u)} fell on ${quoted(tokens[cast.id])} (${few(cast.from)} to ${few(cast.to)}).`
+      : "a number u from 0 to 1 will fall on one part of the strip.");
+    told.replaceChildren(when, said);
+    return when.textContent + said;
   };
 
   return (state) => {
@@ -133,10 +159,11 @@ KINDS.sampling = (ui) => {
     const found = stored(state.new), over = state.new.at(-1) === end;
     if (written !== String(state.new)) {
       const mark = (id, i) => h("span", {class: i < prompt.length ? "tgx-given" : "tgx-made"}, i || tokens[id] !== EOT ? prose(tokens[id]) : "");
-      text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => [mark(id, i), "\u200b"]), h("span", {class: "tgx-caret"}));
+      text.replaceChildren(...[...prompt, ...state.new].flatMap((id, i) => ["\u200b", mark(id, i)]));
       text.scrollTop = text.scrollHeight; // a long text shows its end
       written = String(state.new);
     }
+    copy.textContent = "Copy the text";
     other = found ? {} : led();
     const ready = found || other.parts?.length;
     back.disabled = anew.disabled = !state.new.length;
@@ -150,10 +177,11 @@ KINDS.sampling = (ui) => {
     if (found) now = read(state.new);
     const drawn = showWheel();
     lost.textContent = found ? "" : ui.live ? "The model is reading …"
-      : over ? `The tale is told: with ${quoted(tokens[end])} the model ended it. Go back and choose another word, or start again.`
-        : `What comes behind ${quoted(tokens[state.new.at(-1)])} is not here: this page holds no model, only some stored beginnings. ` + (ready
-          ? `“A stored word” draws another in its place (${other.some}${other.parts.length > 3 ? " …" : ""}: ${percent(other.held)} of the probability), or go back.`
-          : "Go back and choose a dark word, or start again.");
+      : over ? `${ending()} Go back and choose another word, or start again.`
+        : ready ? `What comes behind ${quoted(tokens[state.new.at(-1)])} is not here: this page holds no model, only some stored beginnings. ` +
+          `“A stored word” draws another in its place (${other.some}${other.parts.length > 3 ? " …" : ""}: ${percent(other.held)} of the probability), or go back.`
+          : "The page is over here: it holds no model, only some stored beginnings. " + (other.before
+            ? `The tale is not: the model would go on. Its likeliest in the last place: ${likeliest(other.before)}. ` : "") + "Go back, or start again.";
     if (!found) return ui.say("");
     const shown = now.order.slice(0, ui.width < 620 ? 6 : SHOWN), most = Math.max(...shown.map((id) => Math.max(own.probs[id], now.probs[id])));
     rows.forEach((row, i) => {
@@ -167,12 +195,12 @@ KINDS.sampling = (ui) => {
       row.share.textContent = p ? percent(p) : "cut";
       row.classList.toggle("tgx-cut", !p);
       row.classList.toggle("tgx-far", !near);
-      row.title = near ? "write this token" : "the page ends behind it";
+      row.title = near ? "write this token" : "this page cannot go on behind it";
       row.setAttribute("aria-label", `${visible(tokens[id])}: ${p ? percent(p) : "cut"}; the model itself says ${percent(own.probs[id])}`);
     });
     const beyond = 1 - shown.reduce((sum, id) => sum + now.probs[id], 0), n = Math.max(now.n - shown.filter((id) => now.probs[id]).length, 0);
     rest.textContent = `${n ? `${n.toLocaleString("en")} others share ${percent(Math.max(beyond, 0))}` : "No other token can come"}. ` +
-      `Outlines: the model’s own. “·”: a space.${ui.live ? "" : " Pale: the page ends behind it."}`;
+      `Outline: before any knob was turned. “·”: a space.${ui.live ? "" : " Pale words: this page cannot go on behind them."}`;
     const bits = (probs) => `${entropy(probs).toFixed(2)} bits`;
     facts[1].firstChild.textContent = state.temperature ? "Kept" : "Greedy: the likeliest has";
     [`${now.n.toLocaleString("en")} of ${V.toLocaleString("en")}`, percent(now.kept), bits(now.probs), bits(own.probs)].forEach((value, i) => (facts[i].lastChild.textContent = value));
