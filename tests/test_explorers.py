@@ -13,7 +13,7 @@ import torch
 from ipywidgets import DOMWidget
 from hostile import hostile_texts
 from small_model import model, tokenizer  # noqa: F401
-from reach import led, next_probs, reach, stored
+from reach import led, reach, stored
 from small_model import make
 from strip_widgets import VIEW, present, renew, strip
 
@@ -238,7 +238,6 @@ def test_readers_of_a_page_come_far(root):
     for html, told in [found for page in pages for found in stored(page)]:
         draws, far = reach(told["state"]["tree"], told["data"]["end"])
         assert draws > 15 and far > 0.9 and len(html) < 450_000
-        assert max(next_probs(packed)[told["data"]["end"]] for packed in told["state"]["tree"].values()) > 0.5  # a tale ends in it
 
 
 def test_readers_of_an_open_prompt_come_far_where_they_are_led_back():
